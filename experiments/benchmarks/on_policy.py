@@ -1,0 +1,338 @@
+"""On-policy training speed: jaxrl_gen, rejax, brax.training and the simulator alone, in turn on one machine.
+
+Run:      python -m experiments.benchmarks.on_policy   (needs the extras bench, playground and gymnax)
+Hardware: any; the figures recorded in experiments/results/benchmark_on_policy.json name theirs
+Minutes:  about 15 on 2 CPU cores
+Expect:   environment steps per second: medians over rounds, ratios to jaxrl_gen, compile seconds, peak memory
+
+Every side of a task has the same environment, networks, batch sizes and number of updates. Each is run in a process of
+its own, round after round, so that a machine that drifts drifts for all. Steps per second leave compilation out.
+"""
+
+import dataclasses
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+RESULT = Path(__file__).parents[1] / "results" / "benchmark_on_policy.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """What to run."""
+
+    rounds: int = 3
+    only: str = ""  # run only the sides whose name contains this
+    side: str = ""  # run one side in this process and print its figures as JSON
+    record: bool = True  # write experiments/results/benchmark_on_policy.json
+
+
+# --------------------------------------------------------------------------------------------------------- measuring
+
+
+def figures(compile_seconds: float, steps: int, seconds: list[float], **more) -> dict:
+    """The figures of one side: `steps` environment steps took each of `seconds`."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "steps_per_second": steps / statistics.median(seconds),
+        "compile_seconds": compile_seconds,
+        "peak_bytes": peak,
+        **more,
+    }
+
+
+def timed(call: Callable, times: int = 3) -> list[float]:
+    """Seconds of each of `times` calls, waiting for the device."""
+    import jax
+
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def ours(env, cfg, *, steps: int, iterations: int, seeds: int) -> dict:
+    """jaxrl_gen with everything on: episode statistics, quarantine, metrics, and a host loop that reads them."""
+    import jax
+    import numpy as np
+
+    from jaxrl_gen import loops, types
+    from jaxrl_gen.algos import ppo
+
+    loop, keys = loops.on_policy(ppo.make, env, steps=steps, iterations=iterations), jax.random.key(0)
+    cfg = types.strong(cfg)
+    if seeds > 1:
+        loop, keys = loops.population(loop), jax.random.split(keys, seeds)
+    start = time.perf_counter()
+    init = jax.jit(loop.init).lower(cfg, keys).compile()
+    carry = init(cfg, keys)
+    compiled = loops.compile_report(loop, cfg, carry)
+    compile_seconds = time.perf_counter() - start
+    returns = []
+    seconds = timed(
+        lambda: loops.run(
+            compiled.chunk, cfg, init(cfg, keys), chunks=4,
+            callbacks=[lambda i, carry, metrics: returns.append(metrics["episode/return"])],
+        )
+    )  # fmt: skip
+    return figures(compile_seconds, 4 * loop.steps_per_chunk * seeds, seconds, last_return=float(np.mean(returns[-1])))
+
+
+def simulator(env, *, steps: int) -> dict:
+    """The environment alone, each lane reset by nobody, with uniform random actions: the limit for any learner."""
+    import jax
+    import jax.numpy as jnp
+
+    lanes, size = env.lanes, env.spec.action_size
+
+    def rollout(state, key):
+        def step(state, key):
+            key_action, key_step = jax.random.split(key)
+            if env.spec.discrete:
+                action = jax.random.randint(key_action, (lanes,), 0, size)
+            else:
+                action = jax.random.uniform(key_action, (lanes, size), minval=-1.0)
+            state, obs, outcome = env.step(state, action, key_step)
+            return state, (jnp.sum(outcome.reward), jax.tree.map(jnp.sum, obs))
+
+        return jax.lax.scan(step, state, jax.random.split(key, steps))
+
+    start = time.perf_counter()
+    key = jax.random.key(0)
+    state, _ = jax.jit(env.reset)(key)
+    run = jax.jit(rollout).lower(state, key).compile()
+    compile_seconds = time.perf_counter() - start
+    jax.block_until_ready(run(state, key))
+    return figures(compile_seconds, steps * lanes, timed(lambda: run(state, key), 5))
+
+
+def lanes_without_reset(env, lanes: int):
+    """The lanes of a simulator with nothing around them."""
+    import jax
+
+    def step(state, action, key):
+        return jax.vmap(env.step)(state, action, jax.random.split(key, lanes))
+
+    return env._replace(reset=lambda key: jax.vmap(env.reset)(jax.random.split(key, lanes)), step=step, lanes=lanes)
+
+
+# ------------------------------------------------------------------------- CartPole: 4 lanes x 128 steps, 500 k steps
+
+CARTPOLE = dict(lr=2.5e-4, lr_end=0.0, lr_updates=976.0, entropy_coefficient=0.01, value_clip=0.2, normalize_obs=False)
+
+
+def cartpole_ours(seeds: int) -> dict:
+    from jaxrl_gen.algos import ppo
+    from jaxrl_gen.envs import gymnax, wrap
+
+    env = wrap.fresh(gymnax.make("CartPole-v1"), 4)
+    return ours(env, ppo.Config(**CARTPOLE), steps=128, iterations=244, seeds=seeds)
+
+
+def cartpole_rejax(seeds: int) -> dict:
+    import gymnax
+    import jax
+    import rejax
+
+    class MergedEnds:
+        """gymnax's newer step tells termination from truncation; rejax expects them as one."""
+
+        def __init__(self, env):
+            self.env = env
+
+        def __getattr__(self, name):
+            return getattr(self.env, name)
+
+        def step(self, key, state, action, params):
+            obs, state, reward, terminated, truncated, info = self.env.step(key, state, action, params)
+            return obs, state, reward, terminated | truncated, info
+
+    inner, params = gymnax.make("CartPole-v1")
+    total = 976 * 512
+    algorithm = rejax.PPO.create(
+        env=MergedEnds(inner), env_params=params, total_timesteps=total, eval_freq=total, skip_initial_evaluation=True,
+        num_envs=4, num_steps=128, num_epochs=4, num_minibatches=4, learning_rate=2.5e-4, gamma=0.99, gae_lambda=0.95,
+        clip_eps=0.2, ent_coef=0.01, vf_coef=0.5, max_grad_norm=0.5, agent_kwargs={"activation": "tanh"},
+    )  # fmt: skip
+    # One evaluation is left at the very end; it is replaced by nothing, so that training alone is timed.
+    algorithm = algorithm.replace(eval_callback=lambda algorithm, state, key: ())
+    train = type(algorithm).train if seeds == 1 else jax.vmap(type(algorithm).train, in_axes=(None, 0))
+    keys = jax.random.key(0) if seeds == 1 else jax.random.split(jax.random.key(0), seeds)
+    start = time.perf_counter()
+    compiled = jax.jit(train).lower(algorithm, keys).compile()
+    compile_seconds = time.perf_counter() - start
+    return figures(compile_seconds, total * seeds, timed(lambda: compiled(algorithm, keys)))
+
+
+def cartpole_simulator() -> dict:
+    from jaxrl_gen.envs import gymnax
+
+    return simulator(lanes_without_reset(gymnax.make("CartPole-v1"), 4), steps=20_000)
+
+
+# ----------------------------------------------------- brax inverted pendulum (spring): 256 lanes x 16 steps, 1 M steps
+
+
+def pendulum_ours() -> dict:
+    from jaxrl_gen.algos import ppo
+    from jaxrl_gen.envs import brax, wrap
+
+    env = wrap.pooled(brax.make("inverted_pendulum", backend="spring"), 256)
+    cfg = ppo.Config(lr=3e-4, gamma=0.97, entropy_coefficient=1e-2, max_grad_norm=1.0, epochs=4, minibatches=4)
+    return ours(env, cfg, steps=16, iterations=64, seeds=1)
+
+
+def pendulum_brax() -> dict:
+    import jax
+    from brax import envs
+    from brax.training.agents.ppo import networks, train
+
+    if not hasattr(jax, "device_put_replicated"):  # removed in jax 0.10, still called by brax's trainers
+        import jax.numpy as jnp
+
+        def replicate(tree, devices):
+            return jax.tree.map(lambda x: jnp.stack([x] * len(devices)), tree)
+
+        jax.device_put_replicated = replicate
+    marks, metrics = [], []
+    start = time.perf_counter()
+
+    def progress(steps, values):
+        marks.append((time.perf_counter(), steps))
+        metrics.append(values)
+
+    train.train(
+        envs.get_environment("inverted_pendulum", backend="spring"), num_timesteps=4 * 64 * 4096, num_envs=256,
+        episode_length=1000, learning_rate=3e-4, entropy_cost=1e-2, discounting=0.97, unroll_length=16, batch_size=64,
+        num_minibatches=4, num_updates_per_batch=4, normalize_observations=True, max_grad_norm=1.0, run_evals=False,
+        num_evals=5, progress_fn=progress,
+        network_factory=partial(
+            networks.make_ppo_networks, policy_hidden_layer_sizes=(64, 64), value_hidden_layer_sizes=(64, 64)
+        ),
+    )  # fmt: skip
+    seconds = [later[0] - earlier[0] for earlier, later in zip(marks, marks[1:])]
+    steps = marks[1][1] - marks[0][1]
+    return figures(marks[0][0] - start - statistics.median(seconds), steps, seconds)
+
+
+def pendulum_simulator() -> dict:
+    from jaxrl_gen.envs import brax
+
+    return simulator(lanes_without_reset(brax.make("inverted_pendulum", backend="spring"), 256), steps=400)
+
+
+# ------------------------------------------------------------------------------- CheetahRun: 128 lanes x 64 steps
+
+
+def cheetah_ours() -> dict:
+    from jaxrl_gen.algos import ppo
+    from jaxrl_gen.envs import playground, wrap
+
+    env = wrap.pooled(playground.make("CheetahRun"), 128)
+    cfg = ppo.Config(lr=1e-3, minibatches=8, actor_hidden=(128, 128), critic_hidden=(128, 128))
+    return ours(env, cfg, steps=64, iterations=10, seeds=1)
+
+
+def cheetah_simulator() -> dict:
+    from jaxrl_gen.envs import playground
+
+    return simulator(lanes_without_reset(playground.make("CheetahRun"), 128), steps=128)
+
+
+def cheetah_pooled() -> dict:
+    from jaxrl_gen.envs import playground, wrap
+
+    return simulator(wrap.pooled(playground.make("CheetahRun"), 128), steps=128)
+
+
+# --------------------------------------------------------------------- CartpoleSwingup: 4 seeds x 64 lanes x 128 steps
+
+
+def swingup_ours() -> dict:
+    from jaxrl_gen.algos import ppo
+    from jaxrl_gen.envs import playground, wrap
+
+    env = wrap.pooled(playground.make("CartpoleSwingup"), 64)
+    return ours(env, ppo.Config(lr=1e-3, minibatches=16), steps=128, iterations=10, seeds=4)
+
+
+def swingup_simulator() -> dict:
+    from jaxrl_gen.envs import playground
+
+    return simulator(lanes_without_reset(playground.make("CartpoleSwingup"), 256), steps=512)
+
+
+SIDES = {  # name: what to run; the first side of each task is the one that ratios are taken to
+    "cartpole, 1 seed | jaxrl_gen": partial(cartpole_ours, 1),
+    "cartpole, 1 seed | rejax": partial(cartpole_rejax, 1),
+    "cartpole, 1 seed | simulator alone": cartpole_simulator,
+    "cartpole, 8 seeds | jaxrl_gen": partial(cartpole_ours, 8),
+    "cartpole, 8 seeds | rejax": partial(cartpole_rejax, 8),
+    "brax inverted pendulum | jaxrl_gen": pendulum_ours,
+    "brax inverted pendulum | brax.training": pendulum_brax,
+    "brax inverted pendulum | simulator alone": pendulum_simulator,
+    "CheetahRun | jaxrl_gen": cheetah_ours,
+    "CheetahRun | simulator alone": cheetah_simulator,
+    "CheetahRun | simulator with resets, quarantine and sums": cheetah_pooled,
+    "CartpoleSwingup, 4 seeds | jaxrl_gen": swingup_ours,
+    "CartpoleSwingup, 4 seeds | simulator alone": swingup_simulator,
+}
+
+
+def main(benchmark: Benchmark) -> None:
+    """Run the sides in turn, print the table and record it."""
+    if benchmark.side:
+        print(json.dumps(SIDES[benchmark.side]()))
+        return
+    measured: dict[str, list[dict]] = {name: [] for name in SIDES if benchmark.only in name}
+    for turn in range(benchmark.rounds):
+        for name in measured:
+            command = [sys.executable, "-m", "experiments.benchmarks.on_policy", "--side", name]
+            finished = subprocess.run(command, capture_output=True, text=True)
+            if finished.returncode:
+                raise RuntimeError(f"{name} failed:\n{finished.stderr[-2000:]}")
+            measured[name].append(json.loads(finished.stdout.splitlines()[-1]))
+            print(f"round {turn + 1}: {name}: {measured[name][-1]['steps_per_second']:,.0f} steps/s", file=sys.stderr)
+    rows = {name: summarize(runs) for name, runs in measured.items()}
+    print(table(rows))
+    if benchmark.record and not benchmark.only:
+        from jaxrl_gen import record
+
+        measured_on = {"rounds": benchmark.rounds, "versions": record.versions()}
+        RESULT.write_text(json.dumps(measured_on | {"sides": rows}, indent=1) + "\n")
+
+
+def summarize(runs: list[dict]) -> dict:
+    """Medians over rounds, and the range of the speeds."""
+    summary = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    speeds = [run["steps_per_second"] for run in runs]
+    return summary | {"slowest": min(speeds), "fastest": max(speeds)}
+
+
+def table(rows: dict[str, dict]) -> str:
+    """The figures as a Markdown table, each task's first side being 1.00."""
+    lines = ["| task | side | steps/s (range) | ratio | compile s | peak MB |", "| --- | --- | --- | --- | --- | --- |"]
+    first: dict[str, float] = {}
+    for name, row in rows.items():
+        speed, megabytes = row["steps_per_second"], row["peak_bytes"] / 1e6
+        task, side = name.split(" | ")
+        reference = first.setdefault(task, speed)
+        lines.append(
+            f"| {task} | {side} | {speed:,.0f} ({row['slowest']:,.0f} to {row['fastest']:,.0f}) "
+            f"| {speed / reference:.2f} | {row['compile_seconds']:.1f} | {megabytes:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(Benchmark, description=__doc__))

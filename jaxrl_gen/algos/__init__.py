@@ -1,0 +1,1 @@
+"""One file, one method: `Config`, `State`, `make(cfg, spec) -> Algorithm`."""

@@ -1,0 +1,1 @@
+"""Environments: adaptors of simulators (imported lazily), wrappers, and tiny probes whose answers are known."""

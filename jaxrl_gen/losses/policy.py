@@ -1,0 +1,121 @@
+"""Policy-gradient losses: one number per sample, to be weighted, masked and averaged by the caller."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def clipped_surrogate(
+    log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array, *, clip: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """PPO's clipped surrogate, -min(rho A, clip(rho, 1 - clip, 1 + clip) A), with rho = pi(a|s) / pi_old(a|s).
+
+    Args:
+      log_prob: [B], of the policy being learned.
+      old_log_prob: [B], of the policy that acted; a constant.
+      advantage: [B], a constant.
+      clip: half-width of the trust interval of the ratio, scalar.
+    Returns:
+      loss [B], unreduced; metrics of scalars.
+    Raises:
+      AssertionError: if shapes differ.
+    Reference: Schulman et al. 2017, arXiv 1707.06347, eq. 7
+    """
+    chex.assert_equal_shape([log_prob, old_log_prob, advantage])
+    chex.assert_rank(clip, 0)
+    advantage, old_log_prob = jax.lax.stop_gradient((advantage, old_log_prob))
+    ratio = jnp.exp(log_prob - old_log_prob)
+    clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
+    loss = -jnp.minimum(ratio * advantage, clipped * advantage)
+    return loss, {"actor/clip_fraction": jnp.mean(jnp.abs(ratio - 1.0) > clip)}
+
+
+def value_loss(value: jax.Array, target: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Half squared error of a value, (V - target)^2 / 2.
+
+    Args:
+      value: [B].
+      target: [B], a constant.
+    Returns:
+      loss [B], unreduced; metrics of scalars.
+    Raises:
+      AssertionError: if shapes differ.
+    Reference: Sutton and Barto 2018, eq. 9.1
+    """
+    chex.assert_equal_shape([value, target])
+    loss = 0.5 * (value - jax.lax.stop_gradient(target)) ** 2
+    return loss, {"critic/loss": jnp.mean(loss)}
+
+
+def clipped_value_loss(
+    value: jax.Array, target: jax.Array, old_value: jax.Array, *, clip: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Half squared error of a value kept near its old self: max of the plain error and that of V_old + clip(V - V_old).
+
+    Args:
+      value: [B].
+      target: [B], a constant.
+      old_value: [B], before this update; a constant.
+      clip: half-width of the interval around `old_value`, in units of value.
+    Returns:
+      loss [B], unreduced; metrics of scalars.
+    Raises:
+      AssertionError: if shapes differ.
+    Reference: Engstrom et al. 2020, arXiv 2005.12729, section 3 (an implementation detail of PPO)
+    """
+    chex.assert_equal_shape([value, target, old_value])
+    chex.assert_rank(clip, 0)
+    target, old_value = jax.lax.stop_gradient((target, old_value))
+    near = old_value + jnp.clip(value - old_value, -clip, clip)
+    loss = 0.5 * jnp.maximum((value - target) ** 2, (near - target) ** 2)
+    return loss, {"critic/loss": jnp.mean(loss)}
+
+
+def entropy_bonus(entropy: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss whose minimum is the most random policy: -H(pi(.|s)).
+
+    Args:
+      entropy: [B], exact or a one-sample estimate, in nats.
+    Returns:
+      loss [B], unreduced; metrics of scalars.
+    Reference: Williams and Peng 1991, "Function optimization using connectionist reinforcement learning algorithms"
+    """
+    return -entropy, {"actor/entropy": jnp.mean(entropy)}
+
+
+def kl_penalty(log_prob: jax.Array, old_log_prob: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """A non-negative estimate of KL(pi_old || pi) from the actions pi_old took: rho - 1 - log rho.
+
+    It is unbiased in value and in gradient, because the samples come from pi_old.
+
+    Args:
+      log_prob: [B], of the policy being learned.
+      old_log_prob: [B], of the policy that acted; a constant.
+    Returns:
+      loss [B], unreduced, in nats; metrics of scalars.
+    Raises:
+      AssertionError: if shapes differ.
+    Reference: Schulman 2020, "Approximating KL divergence", estimator k3
+    """
+    chex.assert_equal_shape([log_prob, old_log_prob])
+    log_ratio = log_prob - jax.lax.stop_gradient(old_log_prob)
+    kl = jnp.expm1(log_ratio) - log_ratio
+    return kl, {"actor/kl": jnp.mean(kl)}
+
+
+def adapt_kl_coefficient(coefficient: jax.Array, kl: jax.Array, *, target: jax.Array) -> jax.Array:
+    """The next penalty coefficient: halved when kl < target / 1.5, doubled when kl > 1.5 target, else kept.
+
+    A coefficient of zero stays zero, so the penalty can be left out without a flag.
+
+    Args:
+      coefficient: scalar.
+      kl: scalar, measured over the update just made, in nats.
+      target: the wanted kl per update, in nats.
+    Returns:
+      coefficient, scalar, within [0, 1e6].
+    Reference: Schulman et al. 2017, arXiv 1707.06347, section 4
+    """
+    factor = jnp.where(kl > 1.5 * target, 2.0, jnp.where(kl < target / 1.5, 0.5, 1.0))
+    adapted = jnp.clip(coefficient * factor, 1e-6, 1e6)
+    return jax.lax.stop_gradient(jnp.where(coefficient > 0, adapted, 0.0))

@@ -1,0 +1,73 @@
+"""Every algorithm of the package on an environment that costs nothing: one line each, for all suites that go over them.
+
+from tests.contract.cases import CASES, EVERY_CASE
+
+@EVERY_CASE
+def test_something(case):
+    loop = case.loop()
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import pytest
+
+from jaxrl_gen import loops, nets, types
+from jaxrl_gen.algos import ppo
+from jaxrl_gen.envs import probe, wrap
+from jaxrl_gen.types import Env
+
+LANES, STEPS, ITERATIONS = 4, 6, 2
+
+
+def on_policy(make: Callable, env: Env) -> loops.Loop:
+    """A chunk of two updates on four lanes of six steps."""
+    return loops.on_policy(make, wrap.fresh(env, LANES), steps=STEPS, iterations=ITERATIONS)
+
+
+class Case(NamedTuple):
+    """An algorithm, its Config, one lane of an environment, and the kind of loop that trains it."""
+
+    name: str
+    make: Callable
+    cfg: Any
+    env: Callable[[], Env]
+    train: Callable[[Callable, Env], loops.Loop] = on_policy
+
+    def loop(self, change: Callable[[Env], Env] = lambda env: env) -> loops.Loop:
+        """The Loop of this case; `change` alters the one lane first."""
+        return self.train(self.make, change(self.env()))
+
+    def config(self, **changes) -> Any:
+        """The Config with arrays for floats, as a run passes it."""
+        return types.strong(dataclasses.replace(self.cfg, **changes))
+
+
+def recurrent_ppo(cfg, spec):
+    """PPO whose actor and critic remember."""
+    actor, critic = (nets.flat(nets.gru(4, (out,)), spec.obs) for out in (spec.action_size, 1))
+    return ppo.make(cfg, spec, actor=actor, critic=critic)
+
+
+def asymmetric_ppo(cfg, spec):
+    """PPO whose critic alone sees the luck."""
+    return ppo.make(cfg, spec, actor_view=lambda obs: obs["cue"])
+
+
+PPO = ppo.Config(lr=1e-2, epochs=2, minibatches=2, actor_hidden=(8,), critic_hidden=(8,), entropy_coefficient=0.01)
+
+CASES = [
+    Case("ppo_continuous", ppo.make, PPO, probe.continuous_action),
+    Case("ppo_discrete", ppo.make, PPO, probe.delayed),
+    Case("ppo_recurrent", recurrent_ppo, PPO, probe.memory),
+    Case("ppo_dict_observation", asymmetric_ppo, PPO, probe.dict_observation),
+]
+EVERY_CASE = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+
+
+def start(case: Case, seed: int = 0, **changes):
+    """(loop, config, first carry) of a case."""
+    loop, cfg = case.loop(), case.config(**changes)
+    return loop, cfg, jax.jit(loop.init)(cfg, jax.random.key(seed))

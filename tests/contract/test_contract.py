@@ -1,0 +1,184 @@
+"""What every algorithm promises, whatever it learns: see the house's rules on carry, trace, key and population."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_gen import loops, types
+from jaxrl_gen.envs import probe
+from tests.contract.cases import EVERY_CASE, LANES
+
+SEEDS = 3
+
+
+def describe(tree):
+    """Shape, dtype and weak type of every leaf, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): (x.shape, x.dtype, getattr(x, "weak_type", False)) for path, x in leaves}
+
+
+def numbers(tree):
+    """The leaves as NumPy arrays, keys as their data."""
+    plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    return [np.asarray(plain(x)) for x in jax.tree.leaves(tree)]
+
+
+def same(one, two):
+    return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(numbers(one), numbers(two), strict=True))
+
+
+class Ready(NamedTuple):
+    """A case compiled once for all tests here, on lanes that can be poisoned and are not."""
+
+    loop: loops.Loop
+    cfg: Any
+    init: Callable
+    carry: types.Carry  # the first
+    chunk: Callable
+    traces: list  # one entry for each trace of the chunk
+
+
+@functools.cache
+def ready(case) -> Ready:
+    loop, cfg, traces = case.loop(probe.poisonable), case.config(), []
+
+    def chunk(cfg, carry):
+        traces.append(1)
+        return loop.chunk(cfg, carry)
+
+    init = jax.jit(loop.init)
+    return Ready(loop, cfg, init, init(cfg, jax.random.key(0)), jax.jit(chunk), traces)
+
+
+@EVERY_CASE
+def test_the_config_passes_its_own_check(case):
+    assert types.check(case.cfg) is None
+
+
+@EVERY_CASE
+def test_carry_out_is_like_carry_in(case):
+    it = ready(case)
+    carry = jax.eval_shape(it.loop.init, it.cfg, jax.random.key(0))
+    after, metrics = jax.eval_shape(it.loop.chunk, it.cfg, carry)
+    assert jax.tree.structure(after) == jax.tree.structure(carry)
+    assert describe(after) == describe(carry)
+    assert not any(weak for *_, weak in describe(carry).values())
+    assert {(x.shape, x.dtype.kind) for x in metrics.values()} == {((), "f")}
+    assert all("/" in name for name in metrics)
+
+
+@EVERY_CASE
+def test_one_trace_for_all_chunks_and_learning_rates(case):
+    it = ready(case)
+    carry = it.carry
+    for lr in (1e-2, 3e-3, 0.0):
+        carry, _ = it.chunk(case.config(lr=lr), carry)
+    assert len(it.traces) == 1
+
+
+@EVERY_CASE
+def test_it_learns_and_is_the_same_twice(case):
+    it = ready(case)
+    one, metrics = it.chunk(it.cfg, it.carry)
+    two, again = it.chunk(it.cfg, it.carry)
+    assert same(one, two) and same(metrics, again)
+    assert not same(one.state, it.carry.state)
+    assert all(np.all(np.isfinite(x)) for x in numbers(one.state))
+    assert types.total_steps(one.steps) == it.loop.steps_per_chunk
+
+
+@EVERY_CASE
+def test_another_key_is_another_run(case):
+    it = ready(case)
+    other = it.carry._replace(key=jax.random.key(99))
+    assert not same(it.chunk(it.cfg, it.carry)[0].state, it.chunk(it.cfg, other)[0].state)
+
+
+@EVERY_CASE
+def test_no_key_is_used_twice(case):
+    """Of a single run: under vmap the checker takes the scan over keys that were split for a second use."""
+    loop, cfg = case.loop(), case.config()
+    with jax.debug_key_reuse(True):
+        carry = jax.eval_shape(loop.init, cfg, jax.random.key(0))
+        jax.eval_shape(jax.jit(loop.init), cfg, jax.random.key(0))
+        jax.eval_shape(jax.jit(loop.chunk), cfg, carry)
+
+
+@EVERY_CASE
+def test_a_key_used_twice_is_found(case):
+    """The check above sees what happens inside a chunk: here it is given a key that was used before."""
+    loop, cfg = case.loop(), case.config()
+    carry = jax.eval_shape(loop.init, cfg, jax.random.key(0))
+
+    def careless(cfg, carry):
+        jax.random.normal(carry.key)
+        return loop.chunk(cfg, carry)
+
+    with jax.debug_key_reuse(True), pytest.raises(jax.errors.KeyReuseError):
+        jax.eval_shape(jax.jit(careless), cfg, carry)
+
+
+@EVERY_CASE
+def test_nothing_is_sent_to_or_from_the_device_within_a_run(case):
+    it = ready(case)
+    carry, _ = it.chunk(it.cfg, it.carry)
+    with jax.transfer_guard("disallow"):
+        for _ in range(2):
+            carry, metrics = it.chunk(it.cfg, carry)
+        with pytest.raises(Exception, match="[Dd]isallowed host-to-device transfer"):
+            jnp.add(carry.steps, np.ones(2, np.uint32))  # the guard is awake
+    assert all(np.isfinite(x) or name.startswith("episode/") for name, x in jax.device_get(metrics).items())
+
+
+@EVERY_CASE
+def test_a_member_of_a_population_is_the_single_run(case):
+    """Seeds and learning rates of one program against one program each."""
+    it = ready(case)
+    many = loops.population(it.loop)
+    keys, rates = jax.random.split(jax.random.key(1), SEEDS), [1e-3, 3e-3, 1e-2]
+    carries = jax.jit(many.init)(it.cfg, keys)
+    after, metrics = jax.jit(many.chunk)(case.config(lr=np.array(rates)), carries)
+    assert {x.shape for x in metrics.values()} == {(SEEDS,)}
+    for k in range(SEEDS):
+        member = lambda tree: jax.tree.map(lambda x: x[k], tree)
+        single = it.init(it.cfg, keys[k])
+        assert same(member(carries).key, single.key) and same(member(carries).env_state, single.env_state)
+        for one, two in zip(numbers(member(carries)), numbers(single), strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+        expected, _ = it.chunk(case.config(lr=rates[k]), single)
+        for one, two in zip(numbers(member(after)), numbers(expected), strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
+
+
+@EVERY_CASE
+def test_act_without_a_key_is_deterministic(case):
+    it = ready(case)
+    carry, spec = it.carry, it.loop.env.spec
+    obs = carry.obs if carry.memory is None else types.Recalled(carry.obs, carry.memory)
+    act = jax.jit(lambda cfg, state, obs: it.loop.make(cfg, spec).act(state, obs, None))
+    one, two = act(it.cfg, carry.state, obs), act(it.cfg, carry.state, obs)
+    assert same(one, two)
+    action, extras = one
+    assert action.shape == ((LANES,) if spec.discrete else (LANES, spec.action_size))
+    assert ("memory" in extras) == (carry.memory is not None)
+
+
+@EVERY_CASE
+def test_a_poisoned_lane_is_contained(case):
+    """One simulator turns NaN: the rows of the other lanes are the same to the bit, and the State stays finite."""
+    it = ready(case)
+    sick = it.carry._replace(env_state=probe.poison(it.carry.env_state, lane=2))
+    iteration = jax.jit(it.loop.iteration)
+    (_, healthy, rows), (after, metrics, poisoned) = iteration(it.cfg, it.carry), iteration(it.cfg, sick)
+    assert float(healthy["env/quarantined"]) == 0.0 and float(metrics["env/quarantined"]) == 1.0
+    assert float(metrics["guard/skipped_updates"]) == 0.0
+    assert all(np.all(np.isfinite(x)) for x in numbers(after.state))
+    others = np.array([0, 1, 3])
+    assert same(jax.tree.map(lambda x: x[:, others], rows), jax.tree.map(lambda x: x[:, others], poisoned))
+    np.testing.assert_array_equal(np.argwhere(~np.asarray(poisoned.valid)), [[0, 2]])
+    assert not same(after.state, it.carry.state)

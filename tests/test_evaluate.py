@@ -1,0 +1,259 @@
+"""Evaluation: episodes of known return are counted once each; statistics equal independent ones."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxrl_gen import evaluate, sweep
+from jaxrl_gen.envs import wrap
+from jaxrl_gen.types import Algorithm, Env, Outcome, Spec, config, leaf
+
+LONGEST = 8
+
+
+def countdown(*, reward=1.0, terminates=True, breaks_at=None, limit=LONGEST):
+    """Episodes of 1 to LONGEST steps, uniformly; the reward is `reward` a step, and a trap of 1000 after the end.
+
+    The observation is (steps left, steps gone). From step `breaks_at` on the simulator is not finite, in lanes whose
+    episode lasts that long.
+    """
+
+    def reset(key):
+        left = jax.random.randint(key, (), 1, LONGEST + 1).astype(jnp.float32)
+        state = jnp.stack([left, 0.0])
+        return state, state
+
+    def step(state, action, key):
+        del key
+        state = state + jnp.array([-1.0, 1.0])
+        over = state[0] <= 0
+        earned = jnp.where(state[0] < 0, 1000.0, reward + action[0])
+        if breaks_at is not None:
+            earned = jnp.where(state[1] >= breaks_at, jnp.nan, earned)
+        none = jnp.zeros((), bool)
+        return state, state, Outcome(state, earned, over & terminates, over & (not terminates) | none)
+
+    return Env(reset, step, Spec(jax.ShapeDtypeStruct((2,), jnp.float32), 1, time_limit=limit))
+
+
+@config
+class Config:
+    """The action that the policy takes, and how far it strays."""
+
+    action: float = leaf(0.0)
+    noise: float = leaf(0.0)
+
+
+def make(cfg, spec):
+    def act(state, obs, key):
+        mean = jnp.full((obs.shape[0], spec.action_size), cfg.action + state)
+        return (mean if key is None else mean + cfg.noise * jax.random.normal(key, mean.shape)), {}
+
+    return Algorithm(lambda key: jnp.zeros(()), None, act)
+
+
+def play(env, cfg=Config(), lanes=64, **options):
+    algo = make(cfg, env.spec)
+    return evaluate.episodes(algo, env, jnp.zeros(()), jax.random.key(3), lanes=lanes, **options)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("terminates", [False, True])
+def test_every_episode_is_counted_once(terminates, jitted):
+    run = lambda: play(countdown(reward=0.5, terminates=terminates), Config(action=0.25))  # noqa: E731
+    result = jax.device_get(jax.jit(run)() if jitted else run())
+    np.testing.assert_allclose(result.returns, 0.75 * result.lengths, rtol=1e-6)
+    assert set(result.lengths) == set(range(1, LONGEST + 1))
+    assert result.ended.all() and result.valid.all()
+    assert (result.terminated == terminates).all()
+
+
+def test_short_episodes_are_not_counted_more_often():
+    lengths = np.asarray(play(countdown(), lanes=4096).lengths)
+    counts = np.bincount(lengths, minlength=LONGEST + 1)[1:]
+    expected = len(lengths) / LONGEST
+    assert np.sum((counts - expected) ** 2 / expected) < 24.3  # chi-square of 7 degrees of freedom at 0.1 %
+
+
+def test_it_ends_although_the_environment_does_not():
+    result = jax.device_get(play(countdown(limit=None), steps=3))
+    np.testing.assert_array_equal(result.lengths, np.minimum(result.lengths, 3))
+    assert (result.ended == result.terminated).all() and 0 < result.ended.sum() < 64
+    np.testing.assert_array_equal(result.lengths[~result.ended], 3)
+    np.testing.assert_array_equal(result.returns, result.lengths)
+
+
+def test_more_steps_than_the_time_limit_change_nothing():
+    env = wrap.time_limit(countdown(limit=None), 4)
+    short, long = play(env), play(env, steps=50)
+    jax.tree.map(np.testing.assert_array_equal, short, long)
+    assert np.asarray(short.lengths).max() == 4 and np.asarray(short.ended).all()
+
+
+def test_a_broken_simulator_ends_its_own_episode_only():
+    broken, whole = jax.device_get((play(countdown(breaks_at=5)), play(countdown())))
+    breaks = whole.lengths >= 5
+    assert 0 < breaks.sum() < 64
+    np.testing.assert_array_equal(broken.valid, ~breaks)
+    assert broken.ended.all() and not broken.terminated[breaks].any()
+    np.testing.assert_array_equal(broken.returns, np.minimum(whole.returns, 4))  # what was earned before
+    np.testing.assert_array_equal(broken.lengths, np.minimum(whole.lengths, 4))
+
+
+def test_deterministic_by_default_and_sampled_by_choice():
+    cfg = Config(noise=1.0)
+    still, moved = np.asarray(play(countdown(), cfg).returns), np.asarray(play(countdown(), cfg, sample=True).returns)
+    np.testing.assert_array_equal(still, np.round(still))
+    lengths = np.asarray(play(countdown(), cfg).lengths)
+    deviations = (moved - still) / np.sqrt(lengths)  # each is a standard normal
+    assert abs(deviations.mean()) < 4 / 8 and 0.6 < deviations.std() < 1.5
+
+
+def test_memory_is_carried_from_step_to_step():
+    env = countdown(reward=0.0)
+
+    def act(state, read, key):
+        assert key is None
+        return read.memory["count"], {"memory": {"count": read.memory["count"] + 1.0}}
+
+    algo = Algorithm(None, None, act, lambda lanes: {"count": jnp.zeros((lanes, 1))})
+    result = jax.device_get(evaluate.episodes(algo, env, None, jax.random.key(3), lanes=64))
+    np.testing.assert_array_equal(result.returns, result.lengths * (result.lengths - 1) / 2)
+
+
+def test_evaluator_maps_over_a_population_in_one_trace():
+    traces = 0
+
+    def counted_make(cfg, spec):
+        nonlocal traces
+        traces += 1
+        return make(cfg, spec)
+
+    evaluator = evaluate.evaluator(counted_make, countdown(reward=0.0), 16)
+    population = jax.jit(sweep.mapped(evaluator))
+    keys = jax.random.split(jax.random.key(0), 3)
+    for actions in ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0]):
+        cfgs = sweep.grid(Config(), action=actions)
+        result = jax.device_get(population(cfgs, jnp.array([0.0, 0.5, 1.0]), keys))
+        assert result.returns.shape == (3, 16)
+        expected = (np.array(actions) + [0.0, 0.5, 1.0])[:, None] * result.lengths
+        np.testing.assert_allclose(result.returns, expected, rtol=1e-6)
+    assert traces == 1
+    alone = jax.jit(evaluator)(Config(action=5.0), jnp.array(0.5), keys[1])
+    np.testing.assert_allclose(result.returns[1], alone.returns, rtol=1e-6)
+    np.testing.assert_array_equal(result.lengths[1], alone.lengths)
+
+
+@pytest.mark.parametrize(
+    "env, lanes, steps, message",
+    [
+        (countdown(), 0, None, "lanes is 0"),
+        (countdown(limit=None), 4, None, "no time limit"),
+        (countdown(), 4, 0, "steps is 0"),
+        (wrap.fresh(countdown(), 2), 4, None, "has 2 lanes"),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_is_traced(env, lanes, steps, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate.evaluator(None, env, lanes, steps)
+    with pytest.raises(ValueError, match=message):
+        evaluate.episodes(None, env, None, jax.random.key(0), lanes=lanes, steps=steps)
+
+
+# Statistics. The recorded numbers are rliable 1.2.0's (NumPy 2.4.6), with 50,000 resamples of three different seeds.
+
+SCORES = np.array([[812.0, 845.0, 790.0, 901.0, 860.0], [0.31, 0.62, 0.45, 0.44, 0.97], [-12.0, 3.0, 41.0, 7.5, -3.25]])
+ONE_TASK = np.array([812.0, 845.0, 790.0, 901.0, 860.0, 866.5, 120.0])
+
+
+def test_iqm_equals_rliable():
+    np.testing.assert_allclose(evaluate.iqm(SCORES), 183.99777777777777, rtol=1e-14)
+    np.testing.assert_allclose(evaluate.iqm(ONE_TASK), 834.7, rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "scores, statistic, low, high",
+    [
+        (SCORES, evaluate.iqm, 176.830, 198.19),
+        (SCORES, np.mean, 271.121, 295.757),
+        (ONE_TASK, evaluate.iqm, 540.4, 871.4),
+        (ONE_TASK, np.mean, 528.4, 865.71),
+    ],
+)
+def test_interval_equals_rliable(scores, statistic, low, high):
+    np.testing.assert_allclose(evaluate.interval(scores, statistic, resamples=50_000), (low, high), rtol=1.5e-3)
+
+
+def every_resample(scores, statistic):
+    """The whole bootstrap distribution: all ways to draw the runs of each task, R^(R tasks) of them."""
+    ways = [list(itertools.product(task, repeat=len(task))) for task in scores]
+    return np.array([statistic(np.array(choice)) for choice in itertools.product(*ways)])
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize("scores", [[[1.0, 2.0, 4.0, 8.0]], [[1.0, 2.0, 4.0], [10.0, 10.5, 12.0]]])
+def test_interval_equals_the_whole_bootstrap_distribution(scores, confidence):
+    def by_sorting(x):
+        x = np.sort(x.ravel())
+        cut = len(x) // 4
+        return x[cut : len(x) - cut].mean()
+
+    exact = every_resample(scores, by_sorting)
+    low, high = evaluate.interval(np.array(scores), confidence=confidence, resamples=20_000)
+    for bound, share in ((low, (1 - confidence) / 2), (high, (1 + confidence) / 2)):
+        # A discrete distribution has no sharp quantiles: the bound lies between those slightly below and above.
+        below, above = np.quantile(exact, np.clip([share - 0.015, share + 0.015], 0, 1))
+        assert below - 1e-12 <= bound <= above + 1e-12
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12), st.floats(-1e3, 1e3), st.integers(0, 5))
+def test_interval_contains_the_statistic_and_moves_with_the_scores(scores, shift, seed):
+    low, high = evaluate.interval(scores, np.mean, resamples=200, seed=seed)
+    assert min(scores) - 1e-9 <= low <= high <= max(scores) + 1e-9
+    moved = evaluate.interval(np.array(scores) + shift, np.mean, resamples=200, seed=seed)
+    np.testing.assert_allclose(moved, (low + shift, high + shift), atol=1e-9)
+    assert evaluate.interval(scores, np.mean, resamples=200, seed=seed) == (low, high)
+
+
+def test_tasks_are_resampled_apart():
+    """Two tasks far apart: pooled resampling would move the mean by hundreds, within the tasks it cannot."""
+    low, high = evaluate.interval([[0.0, 1.0, 0.0, 1.0], [1000.0, 1001.0, 1000.0, 1001.0]], np.mean)
+    assert 500.0 <= low <= high <= 501.0
+
+
+def test_summary_of_known_numbers():
+    found = evaluate.summary([4.0, 1.0, 2.0, 3.0, 100.0])
+    low, high = evaluate.interval([4.0, 1.0, 2.0, 3.0, 100.0])
+    expected = dict(runs=5, iqm=3.0, low=low, high=high, mean=22.0, std=43.617656, median=3.0, min=1.0, max=100.0)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_summary_of_one_run_has_no_interval():
+    found = evaluate.summary([5.0])
+    assert (found["runs"], found["iqm"], found["mean"]) == (1, 5.0, 5.0)
+    assert np.isnan([found["low"], found["high"], found["std"]]).all()
+
+
+@pytest.mark.parametrize(
+    "scores, options, message",
+    [
+        ([1.0, np.nan, 3.0], {}, r"scores\[1\] is nan"),
+        ([[1.0, 2.0], [np.inf, 3.0]], {}, r"scores\[1, 0\] is inf"),
+        ([], {}, "shape"),
+        (1.0, {}, "shape"),
+        ([1.0], {}, "1 run"),
+        ([1.0, 2.0], {"confidence": 95.0}, "confidence is 95"),
+        ([1.0, 2.0], {"resamples": 0}, "resamples is 0"),
+    ],
+)
+def test_bad_scores_are_named(scores, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate.interval(scores, **options)
