@@ -161,14 +161,16 @@ def _lower(act: Callable, specs: list[dict], platforms: Sequence[str]) -> export
 
 @contextlib.contextmanager
 def _nameless_sources() -> Iterator[None]:
-    """Keep the paths of this machine's source files out of the program."""
-    setting = "jax_hlo_source_file_canonicalization_regex"
-    before = getattr(jax.config, setting)
-    jax.config.update(setting, ".*")
+    """Keep the names of this machine's files, and of the functions that called, out of the program."""
+    wanted = {"jax_hlo_source_file_canonicalization_regex": ".*", "jax_traceback_in_locations_limit": 0}
+    before = {setting: getattr(jax.config, setting) for setting in wanted}
     try:
+        for setting, value in wanted.items():
+            jax.config.update(setting, value)
         yield
     finally:
-        jax.config.update(setting, before)
+        for setting, value in before.items():
+            jax.config.update(setting, value)
 
 
 def _succeeds(function: Callable) -> bool:

@@ -171,11 +171,10 @@ def test_total_steps_are_rounded_up_to_chunks_and_a_reached_return_stops(tmp_pat
 
 
 def test_a_run_that_turns_non_finite_says_how_to_see_it_again(tmp_path, capsys):
-    with pytest.raises(SystemExit) as left:
-        here("--runs", tmp_path, "--no-stamp", "--method.limit", 7, "--checkpoint-chunks", 1)
-    out, error = capsys.readouterr()
-    assert left.value.code == 2 and "the run turned non-finite in chunk 2: see " in error
-    assert "chunk 2, iteration 2: " in out and f"--replay {tmp_path}/toy/nonfinite-2" in out
+    flags = ["--runs", tmp_path, "--no-stamp", "--method.limit", 7, "--checkpoint-chunks", 1]
+    out, error = run(*flags, code=2)
+    assert "the run turned non-finite in chunk 2: see " in error and "chunk 2, iteration 2: " in out
+    assert f"replay: python -m tests.toy_run --replay {tmp_path}/toy/nonfinite-2" in out
     assert sorted(path.name for path in (tmp_path / "toy" / "checkpoints").iterdir()) == ["1", "2"]
     assert rows(tmp_path / "toy")[2]["toy/loss"] is None
     with pytest.raises(FloatingPointError):

@@ -293,7 +293,7 @@ def test_an_epoch_sees_every_row_once(kind):
     cfg = ppo.Config(epochs=1, minibatches=2)
     algo = ppo.make(cfg, spec_of(kind), actor=net(ACTIONS), critic=net(1), policy_loss=spy)
     names = np.arange(STEPS * LANES, dtype=np.float32).reshape(STEPS, LANES)
-    batch = batch_of(kind)
+    batch = batch_of(kind, invalid=False)
     batch = batch._replace(extras=batch.extras | {"log_prob": names})
     state, update, orders = algo.init(jax.random.key(16)), jax.jit(algo.update), []
     for i in range(6):
