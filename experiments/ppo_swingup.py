@@ -1,9 +1,9 @@
 """PPO swings up a cartpole in MJX: four seeds in one vmapped program, from nothing to a report in about a minute.
 
 Run:      python -m experiments.ppo_swingup
-Hardware: Intel(R) Xeon(R) Processor, 2 cores, jax 0.10.2
-Minutes:  1.9
-Expect:   mean return of 64 episodes: IQM 857.6, 95 % interval 835.3 to 860.1, over 4 seeds
+Hardware: AMD EPYC, 2 cores, jax 0.10.2
+Minutes:  1.2
+Expect:   mean return of 64 episodes: IQM 861.5, 95 % interval 859.5 to 873.5, over 4 seeds
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ class Swingup(launch.Experiment):
 
     name: str = launch.option("ppo_swingup")
     seeds: int = 4
-    total_steps: float = launch.option(1e6, low=1)
+    total_steps: float = launch.option(1.5e6, low=1)
     lanes: int = static(64, low=1)
     steps: int = static(64, low=1)  # per lane and update
     algo: ppo.Config = ppo.Config(lr=1e-3, lr_end=0.0, minibatches=8, entropy_coefficient=0.003)
