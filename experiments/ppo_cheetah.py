@@ -22,14 +22,18 @@ class Cheetah(launch.Experiment):
     seeds: int = 5
     total_steps: float = launch.option(8e6, low=1)
     lanes: int = static(128, low=1)
+    together: int | None = static(8)  # lanes of a member stepped at a time; on an accelerator: none, which is all
     steps: int = static(64, low=1)  # per lane and update
-    algo: ppo.Config = ppo.Config(lr=1e-3, lr_end=0.0, minibatches=8, actor_hidden=(128, 128), critic_hidden=(128, 128))
+    algo: ppo.Config = ppo.Config(
+        lr=1e-3, lr_end=0.0, epochs=2, minibatches=8, actor_hidden=(128, 128), critic_hidden=(128, 128)
+    )
 
 
 def main(exp: Cheetah):
     """Train PPO on MuJoCo Playground's CheetahRun, and leave a report."""
     env = playground.make("CheetahRun")
-    loop = loops.on_policy(ppo.make, wrap.pooled(env, exp.lanes), steps=exp.steps, iterations=10)
+    lanes = wrap.pooled(env, exp.lanes, together=exp.together)
+    loop = loops.on_policy(ppo.make, lanes, steps=exp.steps, iterations=10)
     cfg = dataclasses.replace(exp.algo, lr_updates=exp.total_steps / (exp.lanes * exp.steps))
     return launch.launch(exp, env=env, loop=loop, cfg=cfg)
 

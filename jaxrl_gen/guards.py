@@ -94,7 +94,7 @@ def first_bad(loop: Loop, cfg: PyTree, carry: PyTree, key: jax.Array) -> tuple[P
     """
     iteration, number = jax.jit(loop.iteration), 0
     while True:
-        after, metrics, batch = iteration(cfg, carry)
+        after, metrics, batch = iteration(cfg, carry, number)
         names = nonfinite(metrics, after, batch)
         if names or np.array_equal(jax.random.key_data(after.key), jax.random.key_data(key)):
             return carry, batch, number, names
@@ -166,11 +166,11 @@ def replay(loop: Loop, cfg: PyTree, folder: str | Path, *, say: Callable[[str], 
     key = jax.ShapeDtypeStruct(tuple(facts["members"]), jax.random.key(0).dtype)
     target = jax.eval_shape(loop.init, cfg, key)
     carry = read_carry(folder, target)
-    after, metrics, batch = jax.jit(loop.iteration)(cfg, carry)
+    after, metrics, batch = jax.jit(loop.iteration)(cfg, carry, facts["iteration"])
     names = nonfinite(metrics, after, batch)
     say(f"not finite: {', '.join(names) or 'nothing'}")
     with jax.debug_nans(True):
-        jax.block_until_ready(jax.jit(loop.iteration)(cfg, carry))
+        jax.block_until_ready(jax.jit(loop.iteration)(cfg, carry, facts["iteration"]))
     return names
 
 

@@ -9,12 +9,14 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_gen import sweep
 from jaxrl_gen.types import (
     Algorithm,
     Carry,
@@ -32,9 +34,9 @@ from jaxrl_gen.nets import forget
 class Loop(NamedTuple):
     """A training loop as pure functions.
 
-    `init(cfg, key) -> Carry`; `chunk(cfg, carry) -> (Carry, metrics)`; and `iteration(cfg, carry) -> (Carry, metrics,
-    batch)`, one piece of a chunk with what it learned from, for replaying a failure. `make` and `env` are what it was
-    built of.
+    `init(cfg, key) -> Carry`; `chunk(cfg, carry) -> (Carry, metrics)`; and `iteration(cfg, carry, i) -> (Carry,
+    metrics, batch)`, the i-th piece of a chunk with what it learned from, for replaying a failure. `make` and `env` are
+    what it was built of.
     """
 
     init: Callable
@@ -71,8 +73,12 @@ def on_policy(make: Callable, env: Env, *, steps: int, iterations: int) -> Loop:
         env_state, obs = env.reset(key_env)
         return Carry(algo.init(key_state), env_state, obs, algo.memory(lanes), key, jnp.zeros((2,), jnp.uint32))
 
-    def iteration(cfg, carry):
+    renew = renewal(env, steps, iterations)
+
+    def iteration(cfg, carry, i=0):
         algo = make(cfg, env.spec)
+        key, key_renew = jax.random.split(carry.key)
+        carry = carry._replace(key=key, env_state=renew(carry.env_state, key_renew, i))
         carry, rows, sums = collect(algo, env, carry, steps)
         key, key_update = jax.random.split(carry.key)
         state, metrics = algo.update(carry.state, rows, key_update)
@@ -80,10 +86,25 @@ def on_policy(make: Callable, env: Env, *, steps: int, iterations: int) -> Loop:
         return carry, metrics | sums, rows
 
     def chunk(cfg, carry):
-        carry, metrics = jax.lax.scan(lambda carry, _: iteration(cfg, carry)[:2], carry, None, iterations)
+        carry, metrics = jax.lax.scan(lambda carry, i: iteration(cfg, carry, i)[:2], carry, jnp.arange(iterations))
         return carry, reduce_metrics(metrics)
 
     return Loop(init, chunk, iteration, make, env, steps * lanes * iterations)
+
+
+def renewal(env: Env, steps: int, iterations: int) -> Callable:
+    """`(env_state, key, i) -> env_state`, to be called before the i-th rollout of `steps` steps in a chunk.
+
+    All lanes are renewed as often as `env.renew_after` allows: before each rollout, or before some of them, or, where
+    even one per chunk is too many, a share of the lanes. The index is the chunk's own and the same for all members of a
+    population, so that what is left out is not computed.
+    """
+    rollouts = -(-env.renew_after // steps)  # between two renewals of a lane
+    every = min(rollouts, iterations)
+    share = -(-rollouts // every)
+    if every == 1:
+        return lambda state, key, i: env.renew(state, key, share)
+    return lambda state, key, i: jax.lax.cond(i % every == 0, lambda: env.renew(state, key, share), lambda: state)
 
 
 def collect(algo: Algorithm, env: Env, carry: Carry, steps: int) -> tuple[Carry, Transition, dict]:
@@ -92,7 +113,7 @@ def collect(algo: Algorithm, env: Env, carry: Carry, steps: int) -> tuple[Carry,
     Returns:
       The carry, whose key has moved on; the rows, leaves `[T, E, ...]`; metrics of this rollout, for `reduce_metrics`.
     """
-    key, key_renew, key_steps = jax.random.split(carry.key, 3)
+    key, key_steps = jax.random.split(carry.key)
     initial_memory = algo.memory(env.lanes)
 
     def step(rolling, key):
@@ -108,7 +129,7 @@ def collect(algo: Algorithm, env: Env, carry: Carry, steps: int) -> tuple[Carry,
         )
         return (env_state, next_obs, memory), (row, outcome.info)
 
-    rolling = (env.renew(carry.env_state, key_renew), carry.obs, carry.memory)
+    rolling = (carry.env_state, carry.obs, carry.memory)
     (env_state, obs, memory), (rows, info) = jax.lax.scan(step, rolling, jax.random.split(key_steps, steps))
     carry = carry._replace(env_state=env_state, obs=obs, memory=memory, key=key)
     return carry, rows, rollout_metrics(rows, info)
@@ -156,20 +177,42 @@ def reduce_metrics(metrics: dict) -> dict[str, jax.Array]:
     return reduced
 
 
-def population(loop: Loop) -> Loop:
+def population(loop: Loop, mapped: Callable = sweep.mapped) -> Loop:
     """The loop over many members at once: `init` takes keys [N], and every metric is [N].
 
     A leaf of the config that has an axis [N] is swept; one that has none is shared by all members.
+
+    Args:
+      loop: of one member.
+      mapped: how a function of one member becomes that of all: by `vmap`, or `apart` on several devices.
     """
 
+    def iteration(cfg, carry, i=0):
+        return mapped(partial(loop.iteration, i=i))(cfg, carry)
+
+    return loop._replace(init=mapped(loop.init), chunk=mapped(loop.chunk), iteration=iteration)
+
+
+def apart(mesh: jax.sharding.Mesh) -> Callable:
+    """As `sweep.mapped`, with each device of a mesh running its own members: nothing passes between devices.
+
+    Left to the compiler, devices would meet wherever a simulator's solver asks whether any lane needs another round.
+    """
+    (axis,) = mesh.axis_names
+    by_members = jax.sharding.PartitionSpec(axis)
+
     def mapped(function):
-        def call(cfg, *rest):
-            swept = jax.tree.map(lambda x: 0 if jnp.ndim(x) else None, cfg)
-            return jax.vmap(function, in_axes=(swept, *[0] * len(rest)))(cfg, *rest)
+        def over_members(cfg, *rest):
+            swept = jax.tree.map(lambda x: by_members if jnp.ndim(x) else jax.sharding.PartitionSpec(), cfg)
+            specs = (swept, *[by_members] * len(rest))
+            on_each = jax.shard_map(
+                sweep.mapped(function), mesh=mesh, in_specs=specs, out_specs=by_members, check_vma=False
+            )
+            return on_each(cfg, *rest)
 
-        return call
+        return over_members
 
-    return loop._replace(init=mapped(loop.init), chunk=mapped(loop.chunk), iteration=mapped(loop.iteration))
+    return mapped
 
 
 class Compiled(NamedTuple):
@@ -288,8 +331,8 @@ def run(
 def shardings(mesh: jax.sharding.Mesh, loop: Loop, carry: PyTree, *, members: int | None = None) -> PyTree:
     """How a mesh of one axis shares out a carry: by members where they divide over it, else by lanes.
 
-    What has neither is copied to every device. The chunk is partitioned by the compiler from these shardings alone; no
-    collective stands in algorithm code.
+    What has neither is copied to every device. Where lanes are shared out, the compiler partitions the chunk from these
+    shardings alone; no collective stands in algorithm code. Members run `apart`.
 
     Args:
       mesh: one axis, of type Auto.

@@ -28,11 +28,11 @@ class Group(NamedTuple):
         """The config with float32 leaves, swept ones [N]."""
         return strong(jax.tree.map(lambda x: np.repeat(np.asarray(x), self.seeds) if np.ndim(x) else x, cfg))
 
-    def init(self, init: Callable) -> Callable:
+    def init(self, init: Callable, mapped: Callable = sweep.mapped) -> Callable:
         """`(cfg, seed) -> carry` of all members, from a loop's `(cfg, key) -> carry` of one."""
-        return lambda cfg, seed: (sweep.mapped(init) if self.count else init)(cfg, self.keys(seed))
+        return lambda cfg, seed: (mapped(init) if self.count else init)(cfg, self.keys(seed))
 
-    def evaluation(self, evaluate: Callable) -> Callable:
+    def evaluation(self, evaluate: Callable, mapped: Callable = sweep.mapped) -> Callable:
         """`(cfg, state, seed, chunk) -> Episodes` of all members, from `(cfg, state, key) -> Episodes` of one.
 
         The keys depend on the seed and the chunk alone: evaluating more or less often changes nothing in training.
@@ -41,7 +41,7 @@ class Group(NamedTuple):
         def call(cfg, state, seed, chunk):
             fold = jax.vmap(jax.random.fold_in, (0, None)) if self.count else jax.random.fold_in
             keys = fold(fold(self.keys(seed), EVALUATION), chunk)
-            return (sweep.mapped(evaluate) if self.count else evaluate)(cfg, state, keys)
+            return (mapped(evaluate) if self.count else evaluate)(cfg, state, keys)
 
         return call
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrl_gen import evaluate, guards, loops, members
+from jaxrl_gen import evaluate, guards, loops, members, sweep
 from jaxrl_gen.types import Env, PyTree
 
 
@@ -66,15 +66,18 @@ def prepare(
     """
     group = members.group(cfg, seed, seeds)
     cfg = group.config(cfg)
-    play = group.evaluation(evaluate.evaluator(make or loop.make, env, episodes, steps)) if episodes else None
-    plain_init, devices = group.init(loop.init), jax.device_count() if jax.process_count() > 1 else devices
+    devices = jax.device_count() if jax.process_count() > 1 else devices
+    mesh = jax.make_mesh((devices,), ("devices",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
+    mapped = loops.apart(mesh) if devices > 1 and group.count and group.count % devices == 0 else sweep.mapped
+    evaluator = evaluate.evaluator(make or loop.make, env, episodes, steps) if episodes else None
+    play = evaluator and group.evaluation(evaluator, mapped)
+    plain_init = group.init(loop.init, mapped)
     loop = guards.watched(loop)
-    loop = loop if group.count is None else loops.population(loop)
+    loop = loop if group.count is None else loops.population(loop, mapped)
     init = jax.jit(plain_init)
     target = jax.eval_shape(init, cfg, np.int32(seed))
     if devices == 1:
         return Stage(loop, cfg, target, group, init, play and jax.jit(play))
-    mesh = jax.make_mesh((devices,), ("devices",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     places = loops.shardings(mesh, loop, target, members=group.count)._replace(steps=whole)
     target = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), target, places)

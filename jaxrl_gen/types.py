@@ -61,16 +61,18 @@ class Env(NamedTuple):
     `reset(key) -> (state, obs)` and `step(state, action, key) -> (state, obs, Outcome)`. An adaptor's Env is one lane
     that does not reset itself (`obs` is `outcome.next_obs`); `envs.wrap` turns it into many lanes that do.
 
-    `renew(state, key) -> state` is called by loops once per rollout, outside the scan over steps: the room for work
-    that would be wasted at each of them, such as simulating fresh reset states. `scene` is for people: see `render.py`.
+    `renew(state, key, share) -> state` is called by loops between rollouts, outside the scan over steps: the room for
+    work that would be wasted at each of them, such as simulating fresh reset states, here for one lane in `share`. No
+    lane is renewed sooner than `renew_after` steps after the last time. `scene` is for people: see `render.py`.
     """
 
     reset: Callable
     step: Callable
     spec: Spec
-    renew: Callable = lambda state, key: state
+    renew: Callable = lambda state, key, share: state
     scene: "Scene | None" = None
     lanes: int | None = None  # E; None: one lane, without a leading axis
+    renew_after: int = 1  # steps
 
 
 class Scene(NamedTuple):

@@ -56,7 +56,7 @@ def lean(env: Env) -> Env:
     is dropped. Dtypes are those at reset, and never weak, so that a scan can carry them.
     """
     state, _ = jax.eval_shape(env.reset, jax.random.key(0))
-    action = jax.ShapeDtypeStruct((), jnp.int32) if env.spec.discrete else _f32(env.spec.action_size)
+    action = _action(env)
     leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state))
     used = _read_by(env.scene.view, state)[: len(leaves)] if env.scene else [False] * len(leaves)
     grown = True
@@ -108,5 +108,34 @@ def _blank(leaf):
     return jnp.zeros(leaf.shape, leaf.dtype)
 
 
-def _f32(size):
-    return jax.ShapeDtypeStruct((size,), jnp.float32)
+def _action(env):
+    shape, dtype = ((), jnp.int32) if env.spec.discrete else ((env.spec.action_size,), jnp.float32)
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def reset_in_steps(env: Env) -> float:
+    """What a reset of one lane costs, in steps, by how many numbers either computes, those of loops in every round.
+
+    Some simulators let the robot settle for hundreds of steps before an episode. Loops whose length depends on the
+    data, such as a solver's, count once.
+    """
+    key = jax.random.key(0)
+    state, _ = jax.eval_shape(env.reset, key)
+    reset, step = jax.make_jaxpr(env.reset)(key), jax.make_jaxpr(env.step)(state, _action(env), key)
+    return _numbers(reset.jaxpr) / max(_numbers(step.jaxpr), 1)
+
+
+def _numbers(jaxpr) -> int:
+    """How many numbers a program computes, those of inner programs included."""
+    total = 0
+    for equation in jaxpr.eqns:
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        inner = _inner(equation)
+        total += times * sum(map(_numbers, inner)) if inner else sum(x.aval.size for x in equation.outvars)
+    return total
+
+
+def _inner(equation) -> list:
+    """The programs within an equation: bodies of loops, branches, calls."""
+    leaves = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
+    return [getattr(x, "jaxpr", x) for x in leaves if hasattr(x, "eqns")]

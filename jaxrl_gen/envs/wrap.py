@@ -2,15 +2,17 @@
 
 An adaptor gives one lane that never resets. `pooled` and `fresh` turn it into E lanes that do:
 
-    pooled(env, lanes=64)   reset states are simulated once per rollout and kept at hand: for costly simulators
+    pooled(env, lanes=64)   reset states are simulated between rollouts and kept at hand: for costly simulators
     fresh(env, lanes=64)    a reset is simulated at every step and mostly thrown away: exact, for cheap simulators
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxrl_gen.envs import adapt
 from jaxrl_gen.types import Env, Outcome, PyTree, Spec, ended
 
 
@@ -126,15 +128,17 @@ class Pooled(NamedTuple):
     lanes: PyTree  # [E, ...]
     spares: Any  # (state, obs), leaves [E, spares, ...]
     episode: jax.Array  # i32 [E], episodes begun by each lane
+    turn: jax.Array  # i32, renewals so far: whose turn it is where not all lanes are renewed at once
 
 
-def pooled(env: Env, lanes: int, spares: int = 2) -> Env:
+def pooled(env: Env, lanes: int, spares: int = 2, *, cost: float = 0.02, together: int | None = None) -> Env:
     """E lanes that reset themselves from a pool of fresh reset states.
 
     Each lane holds `spares` reset states and takes them in turn, so no state serves one lane twice in a row. `renew`,
-    which loops call once per rollout, simulates a fresh state for every lane into the place that it will take next. The
-    cost is one reset per lane and rollout; a lane that ends more than one episode within a rollout starts the later
-    ones from states that it may have started from before.
+    which loops call between rollouts, simulates a fresh state into the place that a lane will take next. Loops call it
+    after every rollout; where a reset is so long that this would cost more than a share `cost` of the steps between
+    (some simulators let a robot settle for hundreds of steps), more rarely or for fewer lanes. A lane that ends more
+    episodes than it has been given fresh states starts from the ones that it holds, again in turn.
 
     Quarantine and episode sums are included.
 
@@ -142,14 +146,23 @@ def pooled(env: Env, lanes: int, spares: int = 2) -> Env:
       env: one lane.
       lanes: E.
       spares: reset states held by each lane, at least 2.
+      cost: of renewals, at most so much per unit of the steps' cost; infinite: renew all lanes after every rollout.
+      together: lanes stepped at a time; default: all. On a processor a robot's step can be much faster for as many
+        lanes as fit into its cache (a few dozen, those of all members counted); on an accelerator it never is.
     Returns:
       Env whose state, observations and outcomes have a leading axis E, and whose `step` takes one key for all lanes.
     Raises:
-      ValueError: if lanes < 1 or spares < 2.
+      ValueError: if lanes < 1, spares < 2 or cost <= 0, or if `together` does not divide the lanes.
     """
     if spares < 2:
         raise ValueError(f"spares is {spares}; allowed: 2 and more, or a state would serve a lane twice in a row")
-    env = _counted(env, lanes)
+    if not cost > 0:
+        raise ValueError(f"cost is {cost}; allowed: above 0")
+    env, together = _counted(env, lanes), together or lanes
+    if together < 1 or lanes % together:
+        raise ValueError(f"together is {together}; it must divide the {lanes} lanes")
+    renew_after = math.ceil(adapt.reset_in_steps(env) / cost) or 1
+    step_lanes = _some_at_a_time(jax.vmap(env.step), lanes, together)
 
     def reset(key):
         key, key_stagger = jax.random.split(key)
@@ -158,22 +171,26 @@ def pooled(env: Env, lanes: int, spares: int = 2) -> Env:
         state, obs = jax.tree.map(lambda x: x[:, 0], starts)
         state = staggered(state, env.spec, key_stagger)
         pool = jax.tree.map(lambda x: x[:, 1:], starts)
-        return Pooled(state, pool, jnp.zeros((lanes,), jnp.int32)), obs
+        return Pooled(state, pool, jnp.zeros((lanes,), jnp.int32), jnp.zeros((), jnp.int32)), obs
 
     def step(state, action, key):
-        inner, obs, outcome = jax.vmap(env.step)(state.lanes, action, jax.random.split(key, lanes))
+        inner, obs, outcome = step_lanes(state.lanes, action, jax.random.split(key, lanes))
         over, slot = ended(outcome), state.episode % spares
         at_slot = lambda pool: jax.vmap(lambda row, i: row[i])(pool, slot)
         inner, obs = choose(over, jax.tree.map(at_slot, state.spares), (inner, obs))
-        return Pooled(inner, state.spares, state.episode + over), obs, outcome
+        return state._replace(lanes=inner, episode=state.episode + over), obs, outcome
 
-    def renew(state, key):
-        made = jax.vmap(env.reset)(jax.random.split(key, lanes))
-        slot = state.episode % spares
-        put = lambda pool, new: jax.vmap(lambda row, i, x: row.at[i].set(x))(pool, slot, new)
-        return state._replace(spares=jax.tree.map(put, state.spares, made))
+    def renew(state, key, share):
+        share = next(n for n in range(min(share, lanes), lanes + 1) if lanes % n == 0)
+        made = jax.vmap(env.reset)(jax.random.split(key, lanes // share))
+        made = jax.tree.map(lambda x: jnp.repeat(x, share, axis=0), made)  # for one of `share` neighbours
+        in_turn = jnp.arange(lanes) % share == state.turn % share
+        at = in_turn[:, None] & (jnp.arange(spares) == (state.episode % spares)[:, None])
+        put = lambda pool, new: choose(at, jnp.broadcast_to(new[:, None], pool.shape), pool)
+        return state._replace(spares=jax.tree.map(put, state.spares, made), turn=state.turn + 1)
 
-    return _many(env, Env(reset, step, env.spec, renew, env.scene, lanes), lambda state: state.lanes)
+    many = Env(reset, step, env.spec, renew, env.scene, lanes, renew_after)
+    return _many(env, many, lambda state: state.lanes)
 
 
 def fresh(env: Env, lanes: int) -> Env:
@@ -244,6 +261,20 @@ def choose(condition: jax.Array, if_true: PyTree, if_false: PyTree) -> PyTree:
         return jnp.where(condition.reshape(condition.shape + (1,) * (x.ndim - condition.ndim)), x, y)
 
     return jax.tree.map(select, if_true, if_false)
+
+
+def _some_at_a_time(function, lanes: int, together: int):
+    """A function of all lanes, computed for `together` of them at a time: neighbours apart, so that no lane moves."""
+    if together == lanes:
+        return function
+    pieces = lanes // together
+    apart = lambda x: jnp.moveaxis(x.reshape(together, pieces, *x.shape[1:]), 1, 0)
+    whole = lambda x: jnp.moveaxis(x, 0, 1).reshape(lanes, *x.shape[2:])
+
+    def call(*args):
+        return jax.tree.map(whole, jax.lax.map(lambda piece: function(*piece), jax.tree.map(apart, args)))
+
+    return call
 
 
 def _counted(env: Env, lanes: int) -> Env:

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import ks_2samp
 
 from jaxrl_gen import loops
-from jaxrl_gen.envs import gymnax, probe, wrap
+from jaxrl_gen.envs import adapt, gymnax, probe, wrap
 from jaxrl_gen.types import Scene, Transition, ended
 
 
@@ -23,7 +23,7 @@ def roll(env, steps, rollouts=1, seed=0, action=None, change=lambda state: state
 
     def rollout(state, key):
         key_renew, key_steps = jax.random.split(key)
-        return jax.lax.scan(step, env.renew(state, key_renew), jax.random.split(key_steps, steps))
+        return jax.lax.scan(step, env.renew(state, key_renew, 1), jax.random.split(key_steps, steps))
 
     @jax.jit
     def whole(key):
@@ -158,6 +158,59 @@ def test_a_pool_serves_no_state_twice_in_a_row_even_where_episodes_are_short():
     assert (starts[1:] != starts[:-1]).any(-1).all()
 
 
+def settling(steps):
+    """Pendulum whose reset takes as long as `steps` steps."""
+    env = gymnax.make("Pendulum-v1", params={"max_steps_in_episode": EPISODE})
+
+    def reset(key):
+        state, obs = env.reset(key)
+        settle = lambda carry, _: (env.step(carry[0], jnp.zeros((1,)), key)[:2], None)
+        jax.lax.scan(settle, (state, obs), None, steps)
+        return state, obs
+
+    return env._replace(reset=reset)
+
+
+def test_costly_resets_are_renewed_more_rarely_and_for_fewer_lanes():
+    in_steps = adapt.reset_in_steps(settling(100))
+    assert 99 < in_steps < 103 and adapt.reset_in_steps(settling(0)) < 3
+    plain, rare = wrap.pooled(settling(100), 8, cost=jnp.inf), wrap.pooled(settling(100), 8, cost=0.01)
+    assert plain.renew_after == 1 and 50 * in_steps < rare.renew_after < 100 * in_steps, "sums are part of a step too"
+    state, _ = rare.reset(jax.random.key(0))
+    renewed = []
+    for i in range(4):
+        after = rare.renew(state, jax.random.key(i), 3)  # 3 does not divide 8 lanes: the next number that does is 4
+        changed = [np.any(x != y, axis=-1) for x, y in zip(state.spares[1:], after.spares[1:])][0]
+        assert changed[:, 0].sum() == 2 and not changed[:, 1].any(), "the slot that is next, and no other"
+        renewed += np.flatnonzero(changed[:, 0]).tolist()
+        state = after
+    assert sorted(renewed) == list(range(8)), "every lane once"
+
+
+@pytest.mark.parametrize("together", [1, 4, 8])
+def test_lanes_stepped_some_at_a_time_do_the_same(together):
+    env = gymnax.make("Pendulum-v1", params={"max_steps_in_episode": EPISODE})
+    action = jnp.linspace(-1, 1, 8)[:, None]
+    wanted = roll(wrap.pooled(env, 8), EPISODE, rollouts=3, action=action)
+    found = roll(wrap.pooled(env, 8, together=together), EPISODE, rollouts=3, action=action)
+    for x, y in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("after", "steps", "iterations", "wanted"),
+    [(1, 4, 6, [1] * 6), (4, 4, 6, [1] * 6), (9, 4, 6, [1, 0, 0, 1, 0, 0]), (47, 4, 6, [2, 0, 0, 0, 0, 0])],
+)
+def test_loops_renew_as_often_as_the_cost_allows(after, steps, iterations, wanted):
+    env = wrap.fresh(probe.truncating(), 2)._replace(renew=lambda state, key, share: state + share, renew_after=after)
+    renew = loops.renewal(env, steps, iterations)
+    begin = jnp.zeros(3, jnp.int32)  # of three members
+    grown = lambda i: jax.vmap(renew, in_axes=(0, None, None))(begin, None, i)
+    np.testing.assert_array_equal(jax.vmap(grown, out_axes=1)(jnp.arange(iterations)), [wanted] * 3)
+    if 0 in wanted:  # left out, and not only thrown away
+        assert "cond" in {eqn.primitive.name for eqn in jax.make_jaxpr(grown)(0).eqns}
+
+
 @pytest.mark.parametrize("many", [wrap.pooled, wrap.fresh])
 def test_the_last_observation_is_what_physics_produced(many):
     env = pendulum(many, 3)
@@ -214,3 +267,7 @@ def test_refusals():
             many(env, 0)
     with pytest.raises(ValueError, match="spares is 1; allowed: 2 and more"):
         wrap.pooled(env, 2, spares=1)
+    with pytest.raises(ValueError, match="cost is 0.0; allowed: above 0"):
+        wrap.pooled(env, 2, cost=0.0)
+    with pytest.raises(ValueError, match="together is 3; it must divide the 8 lanes"):
+        wrap.pooled(env, 8, together=3)
