@@ -63,7 +63,9 @@ class Env(NamedTuple):
 
     `renew(state, key, share) -> state` is called by loops between rollouts, outside the scan over steps: the room for
     work that would be wasted at each of them, such as simulating fresh reset states, here for one lane in `share`. No
-    lane is renewed sooner than `renew_after` steps after the last time. `scene` is for people: see `render.py`.
+    lane is renewed sooner than `renew_after` steps after the last time.
+
+    `scene` is for people: see `render.py`.
     """
 
     reset: Callable

@@ -232,12 +232,12 @@ def pendulum_simulator() -> dict:
 # ------------------------------------------------------------------------------- CheetahRun: 128 lanes x 64 steps
 
 
-def cheetah_ours() -> dict:
+def cheetah_ours(together: int | None) -> dict:
     from jaxrl_gen.algos import ppo
     from jaxrl_gen.envs import playground, wrap
 
-    env = wrap.pooled(playground.make("CheetahRun"), 128)
-    cfg = ppo.Config(lr=1e-3, minibatches=8, actor_hidden=(128, 128), critic_hidden=(128, 128))
+    env = wrap.pooled(playground.make("CheetahRun"), 128, together=together)
+    cfg = ppo.Config(lr=1e-3, epochs=2, minibatches=8, actor_hidden=(128, 128), critic_hidden=(128, 128))
     return ours(env, cfg, steps=64, iterations=10, seeds=1)
 
 
@@ -247,10 +247,10 @@ def cheetah_simulator() -> dict:
     return simulator(lanes_without_reset(playground.make("CheetahRun"), 128), steps=128)
 
 
-def cheetah_pooled() -> dict:
+def cheetah_pooled(together: int | None) -> dict:
     from jaxrl_gen.envs import playground, wrap
 
-    return simulator(wrap.pooled(playground.make("CheetahRun"), 128), steps=128)
+    return simulator(wrap.pooled(playground.make("CheetahRun"), 128, together=together), steps=128)
 
 
 # --------------------------------------------------------------------- CartpoleSwingup: 4 seeds x 64 lanes x 128 steps
@@ -261,7 +261,7 @@ def swingup_ours() -> dict:
     from jaxrl_gen.envs import playground, wrap
 
     env = wrap.pooled(playground.make("CartpoleSwingup"), 64)
-    return ours(env, ppo.Config(lr=1e-3, minibatches=16), steps=128, iterations=10, seeds=4)
+    return ours(env, ppo.Config(lr=1e-3, epochs=2, minibatches=8), steps=128, iterations=10, seeds=4)
 
 
 def swingup_simulator() -> dict:
@@ -279,9 +279,11 @@ SIDES = {  # name: what to run; the first side of each task is the one that rati
     "brax inverted pendulum | jaxrl_gen": pendulum_ours,
     "brax inverted pendulum | brax.training": pendulum_brax,
     "brax inverted pendulum | simulator alone": pendulum_simulator,
-    "CheetahRun | jaxrl_gen": cheetah_ours,
+    "CheetahRun | jaxrl_gen, 32 lanes at a time": partial(cheetah_ours, 32),
+    "CheetahRun | jaxrl_gen": partial(cheetah_ours, None),
     "CheetahRun | simulator alone": cheetah_simulator,
-    "CheetahRun | simulator with resets, quarantine and sums": cheetah_pooled,
+    "CheetahRun | simulator with resets, quarantine and sums": partial(cheetah_pooled, None),
+    "CheetahRun | the same, 32 lanes at a time": partial(cheetah_pooled, 32),
     "CartpoleSwingup, 4 seeds | jaxrl_gen": swingup_ours,
     "CartpoleSwingup, 4 seeds | simulator alone": swingup_simulator,
 }
