@@ -22,7 +22,7 @@ class MinAtar(launch.Experiment):
     name: str = launch.option("ppo_minatar")
     game: str = static("Breakout-MinAtar")
     seeds: int = 5
-    total_steps: float = launch.option(3e6, low=1)
+    total_steps: float = launch.option(1e6, low=1)
     lanes: int = static(64, low=1)
     steps: int = static(64, low=1)  # per lane and update
     algo: ppo.Config = ppo.Config(

@@ -149,6 +149,8 @@ def cartpole_rejax(seeds: int) -> dict:
             self.env = env
 
         def __getattr__(self, name):
+            if name == "env" or name.startswith("__"):  # asked for by copy, before there is an env
+                raise AttributeError(name)
             return getattr(self.env, name)
 
         def step(self, key, state, action, params):

@@ -44,10 +44,16 @@ def test_what_was_not_measured_is_not_claimed(path):
 
 
 def test_every_record_belongs_to_a_file():
-    names = {path.stem for path in EXPERIMENTS} | {
-        f"benchmark_{path.stem}" for path in FILES if path not in EXPERIMENTS
-    }
-    assert {path.stem.removesuffix("_still") for path in RESULTS.glob("*.*")} <= names
+    """A variant's record has its file's name and one of its own after it: ppo_own_robot_fixed."""
+    stems, benchmarks = {path.stem for path in EXPERIMENTS}, {path.stem for path in FILES if path not in EXPERIMENTS}
+    records = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+    for record, result in records.items():
+        if record.startswith("benchmark_"):
+            assert record.removeprefix("benchmark_") in benchmarks
+        else:
+            file = result["experiment"].partition(".")[0]
+            assert file in stems and (record == file or record.startswith(f"{file}_"))
+    assert {path.stem.removesuffix("_still") for path in RESULTS.glob("*.png")} <= set(records)
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=name)
