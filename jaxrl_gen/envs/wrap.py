@@ -147,8 +147,8 @@ def pooled(env: Env, lanes: int, spares: int = 2, *, cost: float = 0.02, togethe
       lanes: E.
       spares: reset states held by each lane, at least 2.
       cost: of renewals, at most so much per unit of the steps' cost; infinite: renew all lanes after every rollout.
-      together: lanes stepped at a time; default: all. On a processor a robot's step can be much faster for as many
-        lanes as fit into its cache (a few dozen, those of all members counted); on an accelerator it never is.
+      together: lanes stepped at a time; default: all. On a processor a robot's step can be much faster for a few
+        dozen lanes, those of all members counted, than for many; on an accelerator it was not tried.
     Returns:
       Env whose state, observations and outcomes have a leading axis E, and whose `step` takes one key for all lanes.
     Raises:
