@@ -6,7 +6,6 @@ are restored *into* a target made by `jax.eval_shape`, so nothing read from a fi
 """
 
 import json
-import logging
 import shutil
 import zlib
 from collections.abc import Callable

@@ -114,11 +114,13 @@ def collect(algo: Algorithm, env: Env, carry: Carry, steps: int) -> tuple[Carry,
       The carry, whose key has moved on; the rows, leaves `[T, E, ...]`; metrics of this rollout, for `reduce_metrics`.
     """
     key, key_steps = jax.random.split(carry.key)
+    # All at once: on a processor, each split within the scan would cost as much as a step of a small environment.
+    keys = jax.random.split(key_steps, (steps, 1 + env.lanes))
     initial_memory = algo.memory(env.lanes)
 
-    def step(rolling, key):
+    def step(rolling, keys):
         env_state, obs, memory = rolling
-        key_act, key_env = jax.random.split(key)
+        key_act, key_env = keys
         read = obs if memory is None else Recalled(obs, memory)
         action, extras = algo.act(carry.state, read, key_act)
         env_state, next_obs, outcome = env.step(env_state, action, key_env)
@@ -130,7 +132,7 @@ def collect(algo: Algorithm, env: Env, carry: Carry, steps: int) -> tuple[Carry,
         return (env_state, next_obs, memory), (row, outcome.info)
 
     rolling = (carry.env_state, carry.obs, carry.memory)
-    (env_state, obs, memory), (rows, info) = jax.lax.scan(step, rolling, jax.random.split(key_steps, steps))
+    (env_state, obs, memory), (rows, info) = jax.lax.scan(step, rolling, (keys[:, 0], keys[:, 1:]))
     carry = carry._replace(env_state=env_state, obs=obs, memory=memory, key=key)
     return carry, rows, rollout_metrics(rows, info)
 

@@ -59,7 +59,8 @@ class Env(NamedTuple):
     """A simulator as pure functions.
 
     `reset(key) -> (state, obs)` and `step(state, action, key) -> (state, obs, Outcome)`. An adaptor's Env is one lane
-    that does not reset itself (`obs` is `outcome.next_obs`); `envs.wrap` turns it into many lanes that do.
+    that does not reset itself (`obs` is `outcome.next_obs`); `envs.wrap` turns it into E lanes that do, with a leading
+    axis E on everything, keys of `step` included.
 
     `renew(state, key, share) -> state` is called by loops between rollouts, outside the scan over steps: the room for
     work that would be wasted at each of them, such as simulating fresh reset states, here for one lane in `share`. No

@@ -100,7 +100,7 @@ def simulator(env, *, steps: int) -> dict:
                 action = jax.random.randint(key_action, (lanes,), 0, size)
             else:
                 action = jax.random.uniform(key_action, (lanes, size), minval=-1.0)
-            state, obs, outcome = env.step(state, action, key_step)
+            state, obs, outcome = env.step(state, action, jax.random.split(key_step, lanes))
             return state, (jnp.sum(outcome.reward), jax.tree.map(jnp.sum, obs))
 
         return jax.lax.scan(step, state, jax.random.split(key, steps))
@@ -118,10 +118,8 @@ def lanes_without_reset(env, lanes: int):
     """The lanes of a simulator with nothing around them."""
     import jax
 
-    def step(state, action, key):
-        return jax.vmap(env.step)(state, action, jax.random.split(key, lanes))
-
-    return env._replace(reset=lambda key: jax.vmap(env.reset)(jax.random.split(key, lanes)), step=step, lanes=lanes)
+    many_reset = lambda key: jax.vmap(env.reset)(jax.random.split(key, lanes))
+    return env._replace(reset=many_reset, step=jax.vmap(env.step), lanes=lanes)
 
 
 # ------------------------------------------------------------------------- CartPole: 4 lanes x 128 steps, 500 k steps

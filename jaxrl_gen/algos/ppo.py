@@ -4,16 +4,18 @@ Reference: Schulman et al. 2017, arXiv 1707.06347. Different from the paper, as 
 normalised over the whole batch, and observations by running statistics that the State holds.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from jaxrl_gen import distributions, nets, normalize
 from jaxrl_gen.losses import policy, td
-from jaxrl_gen.types import Algorithm, PyTree, Recalled, Spec, Transition, config, ended, leaf, static
+from jaxrl_gen.types import Algorithm, PyTree, Spec, Transition, config, ended, leaf, static
 
 
 @config
@@ -95,7 +97,6 @@ def make(
         raise ValueError("actor and critic must both have memory, or neither")
     remembers = actor.memory is not None
     optimizer = optax.chain(optax.clip_by_global_norm(cfg.max_grad_norm), optax.scale_by_adam(eps=cfg.adam_epsilon))
-    optimizer = optax.flatten(optimizer)  # one vector instead of a dozen small arrays
 
     def init(key):
         key_actor, key_critic = jax.random.split(key)
@@ -104,7 +105,7 @@ def make(
             params["log_std"] = jnp.full((spec.action_size,), jnp.log(cfg.initial_std), jnp.float32)
         normalizer = normalize.init(spec.obs if cfg.normalize_obs else ())
         zero = jnp.zeros((), jnp.float32)
-        return State(params, optimizer.init(params), normalizer, zero + cfg.kl_coefficient, zero)
+        return State(params, optimizer.init(ravel_pytree(params)[0]), normalizer, zero + cfg.kl_coefficient, zero)
 
     def see(normalizer, obs):
         return normalize.apply(normalizer, obs) if cfg.normalize_obs else obs
@@ -196,17 +197,20 @@ def make(
         rows = prepare(state, batch, obs, memory)
         lr = cfg.lr * (1.0 + (cfg.lr_end - 1.0) * jnp.minimum(state.updates / cfg.lr_updates, 1.0))
 
+        # One vector instead of a dozen small arrays, for each of which the optimiser would take a dozen small kernels.
+        flat, unravel = ravel_pytree(state.params)
+
         def minibatch(carry, piece):
-            (params, opt_state), (rows, memory, key) = carry, piece
-            (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
-                params, rows, memory, state.kl_coefficient, key
-            )
+            (flat, opt_state), (rows, memory, key) = carry, piece
+            (_, metrics), grads = jax.value_and_grad(
+                lambda flat: loss(unravel(flat), rows, memory, state.kl_coefficient, key), has_aux=True
+            )(flat)
             norm = optax.tree.norm(grads)
             ok = jnp.isfinite(norm)  # a non-finite gradient leaves no trace
-            steps, stepped = optimizer.update(grads, opt_state)
+            step, stepped = optimizer.update(grads, opt_state)
             opt_state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), stepped, opt_state)
-            params = jax.tree.map(lambda param, step: jnp.where(ok, param - lr * step, param), params, steps)
-            return (params, opt_state), metrics | {"guard/skipped_updates": 1.0 - ok, "actor/grad_norm": norm}
+            flat = jnp.where(ok, flat - lr * step, flat)
+            return (flat, opt_state), metrics | {"guard/skipped_updates": 1.0 - ok, "actor/grad_norm": norm}
 
         def epoch(carry, key):
             key_split, key_loss = jax.random.split(key)
@@ -214,14 +218,14 @@ def make(
             return jax.lax.scan(minibatch, carry, (*pieces, jax.random.split(key_loss, cfg.minibatches)))
 
         keys = jax.random.split(key, cfg.epochs)
-        (params, opt_state), metrics = jax.lax.scan(epoch, (state.params, state.opt_state), keys)
+        (flat, opt_state), metrics = jax.lax.scan(epoch, (flat, state.opt_state), keys)
         normalizer = state.normalizer
         if cfg.normalize_obs:  # after learning: the ratio's two policies must have seen the same numbers
             normalizer = normalize.update(normalizer, obs, batch.valid)
         last_kl = jnp.mean(metrics["actor/kl"][-1])
         kl_coefficient = policy.adapt_kl_coefficient(state.kl_coefficient, last_kl, target=cfg.kl_target)
         metrics = jax.tree.map(jnp.mean, metrics) | {"actor/lr": lr, "critic/value": jnp.mean(rows.value)}
-        return State(params, opt_state, normalizer, kl_coefficient, state.updates + 1.0), metrics
+        return State(unravel(flat), opt_state, normalizer, kl_coefficient, state.updates + 1.0), metrics
 
     return Algorithm(init, update, act, memory)
 
@@ -234,23 +238,26 @@ def _split(key, rows: Rows, memory, minibatches: int):
         what = f"{steps} steps x {lanes} lanes = {count} rows" if memory is None else f"{lanes} lanes (with memory)"
         raise ValueError(f"config.minibatches is {minibatches}; it must divide {what}")
     if memory is None:
-        order = _shuffle(key, steps, lanes).reshape(minibatches, -1)
+        order = _shuffle(key, count).reshape(minibatches, -1)
         return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:])[order], rows), None
     order = jax.random.permutation(key, lanes).reshape(minibatches, -1)
     return jax.tree.map(lambda x: jnp.moveaxis(x[:, order], 1, 0), rows), jax.tree.map(lambda x: x[order], memory)
 
 
-def _shuffle(key, rows: int, columns: int, rounds: int = 6):
-    """A random order of `rows * columns` numbers, by Feistel rounds with random tables: a tenth of the cost of a sort.
+def _shuffle(key, count: int, rounds: int = 6):
+    """A random order of `count` numbers, by Feistel rounds with random tables: a tenth of the cost of a sort.
 
-    Each round adds a random function of one coordinate to the other, modulo its size, which can be undone: so the whole
-    is a permutation, whatever the sizes, and with four rounds or more it passes for a random one.
+    The numbers are laid out in rows and columns, as square as `count` allows. Each round adds a random function of one
+    coordinate to the other, modulo its size, which can be undone: so the whole is a permutation, whatever the sizes,
+    and with four rounds or more it passes for a random one.
 
     Reference: Luby and Rackoff 1988, "How to construct pseudorandom permutations from pseudorandom functions"
     """
-    if min(rows, columns) < 16:  # too few tables' entries to mix well, and too few numbers for a sort to cost
-        return jax.random.permutation(key, rows * columns)
-    row, column = jnp.divmod(jnp.arange(rows * columns), columns)
+    columns = next(n for n in range(math.isqrt(count), 0, -1) if count % n == 0)
+    rows = count // columns
+    if columns < 16:  # too few tables' entries to mix well, and mostly too few numbers for a sort to cost
+        return jax.random.permutation(key, count)
+    row, column = jnp.divmod(jnp.arange(count), columns)
     for key in jax.random.split(key, rounds // 2):
         key_column, key_row = jax.random.split(key)
         column = (column + jax.random.randint(key_column, (rows,), 0, columns)[row]) % columns

@@ -150,7 +150,7 @@ def pooled(env: Env, lanes: int, spares: int = 2, *, cost: float = 0.02, togethe
       together: lanes stepped at a time; default: all. On a processor a robot's step can be much faster for a few
         dozen lanes, those of all members counted, than for many; on an accelerator it was not tried.
     Returns:
-      Env whose state, observations and outcomes have a leading axis E, and whose `step` takes one key for all lanes.
+      Env whose state, observations and outcomes have a leading axis E, keys included.
     Raises:
       ValueError: if lanes < 1, spares < 2 or cost <= 0, or if `together` does not divide the lanes.
     """
@@ -173,8 +173,8 @@ def pooled(env: Env, lanes: int, spares: int = 2, *, cost: float = 0.02, togethe
         pool = jax.tree.map(lambda x: x[:, 1:], starts)
         return Pooled(state, pool, jnp.zeros((lanes,), jnp.int32), jnp.zeros((), jnp.int32)), obs
 
-    def step(state, action, key):
-        inner, obs, outcome = step_lanes(state.lanes, action, jax.random.split(key, lanes))
+    def step(state, action, keys):
+        inner, obs, outcome = step_lanes(state.lanes, action, keys)
         over, slot = ended(outcome), state.episode % spares
         at_slot = lambda pool: jax.vmap(lambda row, i: row[i])(pool, slot)
         inner, obs = choose(over, jax.tree.map(at_slot, state.spares), (inner, obs))
@@ -202,7 +202,7 @@ def fresh(env: Env, lanes: int) -> Env:
       env: one lane.
       lanes: E.
     Returns:
-      Env whose state, observations and outcomes have a leading axis E, and whose `step` takes one key for all lanes.
+      Env whose state, observations and outcomes have a leading axis E, keys included.
     Raises:
       ValueError: if lanes < 1.
     """
@@ -219,10 +219,7 @@ def fresh(env: Env, lanes: int) -> Env:
         state, obs = choose(ended(outcome), env.reset(key_reset), (state, obs))
         return state, obs, outcome
 
-    def step(state, action, key):
-        return jax.vmap(step_lane)(state, action, jax.random.split(key, lanes))
-
-    return _many(env, Env(reset, step, env.spec, env.renew, env.scene, lanes), lambda state: state)
+    return _many(env, Env(reset, jax.vmap(step_lane), env.spec, env.renew, env.scene, lanes), lambda state: state)
 
 
 def staggered(state: PyTree, spec: Spec, key: jax.Array) -> PyTree:

@@ -57,7 +57,7 @@ def test_many_lanes_without_physics():
     state, _ = env.reset(jax.random.key(0))
     step, ends = jax.jit(env.step), []
     for t in range(12):
-        state, _, outcome = step(state, jnp.ones((3, env.spec.action_size)), jax.random.key(t))
+        state, _, outcome = step(state, jnp.ones((3, env.spec.action_size)), jax.random.split(jax.random.key(t), 3))
         ends.append(np.asarray(ended(outcome)))
     for lane in np.array(ends).T:
         when = np.flatnonzero(lane)

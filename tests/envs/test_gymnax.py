@@ -49,7 +49,7 @@ def test_time_limit_truncates_and_keeps_the_last_observation():
     state, obs = env.reset(jax.random.key(0))
     step = jax.jit(env.step)
     for t in range(1, 7):
-        state, obs, outcome = step(state, jnp.zeros((2, 1)), jax.random.key(t))
+        state, obs, outcome = step(state, jnp.zeros((2, 1)), jax.random.split(jax.random.key(t), 2))
         assert not outcome.terminated.any()
         assert (outcome.truncated == (t % 3 == 0)).all()
         np.testing.assert_array_equal((obs == outcome.next_obs).all(), t % 3 != 0)

@@ -62,7 +62,7 @@ def test_many_lanes_scan(name):
         return state, outcome
 
     state, _ = env.reset(jax.random.key(0))
-    _, outcome = jax.jit(lambda s: jax.lax.scan(step, s, jax.random.split(jax.random.key(1), 11)))(state)
+    _, outcome = jax.jit(lambda s: jax.lax.scan(step, s, jax.random.split(jax.random.key(1), (11, 3))))(state)
     assert outcome.reward.shape == (11, 3)
     assert int(ended(outcome).sum()) == 3 * (11 // env.spec.time_limit)
 
@@ -111,7 +111,7 @@ def test_poison_hits_one_lane_at_one_step():
     state, step = probe.poison(state, lane=2, after=1), jax.jit(env.step)
     valid = []
     for t in range(4):
-        state, obs, outcome = step(state, jnp.zeros((4, 1)), jax.random.key(t))
+        state, obs, outcome = step(state, jnp.zeros((4, 1)), jax.random.split(jax.random.key(t), 4))
         valid.append(np.asarray(outcome.valid))
         assert np.isfinite(obs).all()
     assert np.argwhere(~np.array(valid)).tolist() == [[1, 2]]

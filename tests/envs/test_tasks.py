@@ -66,7 +66,7 @@ def test_finite_under_random_actions_in_many_lanes():
     def step(state, key):
         key_action, key_step = jax.random.split(key)
         action = jnp.sign(jax.random.normal(key_action, (16, 1)))  # full torque, either way
-        state, obs, outcome = env.step(state, action, key_step)
+        state, obs, outcome = env.step(state, action, jax.random.split(key_step, 16))
         return state, (obs, outcome)
 
     state, first = jax.jit(env.reset)(jax.random.key(0))
