@@ -77,10 +77,9 @@ def on_policy(make: Callable, env: Env, *, steps: int, iterations: int) -> Loop:
 
     def iteration(cfg, carry, i=0):
         algo = make(cfg, env.spec)
-        key, key_renew = jax.random.split(carry.key)
-        carry = carry._replace(key=key, env_state=renew(carry.env_state, key_renew, i))
-        carry, rows, sums = collect(algo, env, carry, steps)
-        key, key_update = jax.random.split(carry.key)
+        key, key_renew, key_collect, key_update = jax.random.split(carry.key, 4)
+        carry = carry._replace(env_state=renew(carry.env_state, key_renew, i))
+        carry, rows, sums = collect(algo, env, carry, key_collect, steps)
         state, metrics = algo.update(carry.state, rows, key_update)
         carry = carry._replace(state=state, key=key, steps=add_steps(carry.steps, steps * lanes))
         return carry, metrics | sums, rows
@@ -107,15 +106,14 @@ def renewal(env: Env, steps: int, iterations: int) -> Callable:
     return lambda state, key, i: jax.lax.cond(i % every == 0, lambda: env.renew(state, key, share), lambda: state)
 
 
-def collect(algo: Algorithm, env: Env, carry: Carry, steps: int) -> tuple[Carry, Transition, dict]:
+def collect(algo: Algorithm, env: Env, carry: Carry, key: jax.Array, steps: int) -> tuple[Carry, Transition, dict]:
     """Act for `steps` steps in every lane.
 
     Returns:
-      The carry, whose key has moved on; the rows, leaves `[T, E, ...]`; metrics of this rollout, for `reduce_metrics`.
+      The carry after the steps; the rows, leaves `[T, E, ...]`; metrics of this rollout, for `reduce_metrics`.
     """
-    key, key_steps = jax.random.split(carry.key)
     # All at once: on a processor, each split within the scan would cost as much as a step of a small environment.
-    keys = jax.random.split(key_steps, (steps, 1 + env.lanes))
+    keys = jax.random.split(key, (steps, 1 + env.lanes))
     initial_memory = algo.memory(env.lanes)
 
     def step(rolling, keys):
@@ -133,7 +131,7 @@ def collect(algo: Algorithm, env: Env, carry: Carry, steps: int) -> tuple[Carry,
 
     rolling = (carry.env_state, carry.obs, carry.memory)
     (env_state, obs, memory), (rows, info) = jax.lax.scan(step, rolling, (keys[:, 0], keys[:, 1:]))
-    carry = carry._replace(env_state=env_state, obs=obs, memory=memory, key=key)
+    carry = carry._replace(env_state=env_state, obs=obs, memory=memory)
     return carry, rows, rollout_metrics(rows, info)
 
 

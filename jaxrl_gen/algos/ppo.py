@@ -212,12 +212,11 @@ def make(
             flat = jnp.where(ok, flat - lr * step, flat)
             return (flat, opt_state), metrics | {"guard/skipped_updates": 1.0 - ok, "actor/grad_norm": norm}
 
-        def epoch(carry, key):
-            key_split, key_loss = jax.random.split(key)
-            pieces = _split(key_split, rows, memory, cfg.minibatches)
-            return jax.lax.scan(minibatch, carry, (*pieces, jax.random.split(key_loss, cfg.minibatches)))
+        def epoch(carry, keys):
+            pieces = _split(keys[0], rows, memory, cfg.minibatches)
+            return jax.lax.scan(minibatch, carry, (*pieces, keys[1:]))
 
-        keys = jax.random.split(key, cfg.epochs)
+        keys = jax.random.split(key, (cfg.epochs, 1 + cfg.minibatches))
         (flat, opt_state), metrics = jax.lax.scan(epoch, (flat, state.opt_state), keys)
         normalizer = state.normalizer
         if cfg.normalize_obs:  # after learning: the ratio's two policies must have seen the same numbers
@@ -257,9 +256,8 @@ def _shuffle(key, count: int, rounds: int = 6):
     rows = count // columns
     if columns < 16:  # too few tables' entries to mix well, and mostly too few numbers for a sort to cost
         return jax.random.permutation(key, count)
-    row, column = jnp.divmod(jnp.arange(count), columns)
-    for key in jax.random.split(key, rounds // 2):
-        key_column, key_row = jax.random.split(key)
-        column = (column + jax.random.randint(key_column, (rows,), 0, columns)[row]) % columns
-        row = (row + jax.random.randint(key_row, (columns,), 0, rows)[column]) % rows
+    row, column = jnp.divmod(jnp.arange(count, dtype=jnp.uint32), columns)
+    for table in jax.random.bits(key, (rounds // 2, rows + columns)):  # as good as uniform: 2^32 is far above the sizes
+        column = (column + table[:rows][row] % columns) % columns
+        row = (row + table[rows:][column] % rows) % rows
     return row * columns + column
