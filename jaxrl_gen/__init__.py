@@ -9,7 +9,8 @@ Table of contents; every name below is loaded when it is first used, so importin
     normalize       running mean and deviation, a pytree
     algos           ppo: one file, one method
     envs            wrap, mjx, playground, brax, gymnax, probe
-    loops           on_policy, population, compile_report, run
+    replay          a ring of past rows on the device, a pytree
+    loops           on_policy, off_policy, offline, offline_to_online; population, compile_report, run
     launch          a whole experiment from one call: run folder, callbacks, resume, report
     members         every setting with every seed, side by side in one program
     stage           members on devices, made ready to compile
@@ -35,8 +36,8 @@ __version__ = "0.1.0"
 
 _MODULES = (
     "algos", "callbacks", "checkpoint", "conclude", "deploy", "distributions", "envs", "evaluate", "export", "guards",
-    "launch", "loops", "losses", "members", "nets", "normalize", "record", "render", "report", "runs", "stage", "sweep",
-    "types",
+    "launch", "loops", "losses", "members", "nets", "normalize", "record", "render", "replay", "report", "runs",
+    "stage", "sweep", "types",
 )  # fmt: skip
 _TYPES = (
     "Algorithm", "Carry", "Env", "Outcome", "Recalled", "Scene", "Spec", "Transition", "config", "leaf", "static",

@@ -26,8 +26,8 @@ def watched(loop: Loop) -> Loop:
     A State without a field `params` is looked at as a whole. Watch the loop of one member, then make it a population.
     """
 
-    def chunk(cfg, carry):
-        carry, metrics = loop.chunk(cfg, carry)
+    def chunk(cfg, carry, *data):
+        carry, metrics = loop.chunk(cfg, carry, *data)
         bad = [jnp.sum(~jnp.isfinite(x), dtype=jnp.float32) for x in _floats(_params(carry))]
         return carry, metrics | {WATCHED: sum(bad, jnp.zeros((), jnp.float32))}
 
@@ -94,7 +94,7 @@ def first_bad(loop: Loop, cfg: PyTree, carry: PyTree, key: jax.Array) -> tuple[P
     """
     iteration, number = jax.jit(loop.iteration), 0
     while True:
-        after, metrics, batch = iteration(cfg, carry, number)
+        after, metrics, batch = iteration(cfg, carry, number, *loop.data)
         names = nonfinite(metrics, after, batch)
         if names or np.array_equal(jax.random.key_data(after.key), jax.random.key_data(key)):
             return carry, batch, number, names
@@ -166,11 +166,11 @@ def replay(loop: Loop, cfg: PyTree, folder: str | Path, *, say: Callable[[str], 
     key = jax.ShapeDtypeStruct(tuple(facts["members"]), jax.random.key(0).dtype)
     target = jax.eval_shape(loop.init, cfg, key)
     carry = read_carry(folder, target)
-    after, metrics, batch = jax.jit(loop.iteration)(cfg, carry, facts["iteration"])
+    after, metrics, batch = jax.jit(loop.iteration)(cfg, carry, facts["iteration"], *loop.data)
     names = nonfinite(metrics, after, batch)
     say(f"not finite: {', '.join(names) or 'nothing'}")
     with jax.debug_nans(True):
-        jax.block_until_ready(jax.jit(loop.iteration)(cfg, carry, facts["iteration"]))
+        jax.block_until_ready(jax.jit(loop.iteration)(cfg, carry, facts["iteration"], *loop.data))
     return names
 
 

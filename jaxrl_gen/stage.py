@@ -105,8 +105,8 @@ def ahead(function: Callable, *arguments: Any) -> Callable:
 def _readable_everywhere(loop: loops.Loop, whole: jax.sharding.NamedSharding) -> loops.Loop:
     """The loop with metrics that lie whole on every device, for each process to read."""
 
-    def chunk(cfg, carry):
-        carry, metrics = loop.chunk(cfg, carry)
+    def chunk(cfg, carry, *data):
+        carry, metrics = loop.chunk(cfg, carry, *data)
         return carry, jax.lax.with_sharding_constraint(metrics, whole)
 
     return loop._replace(chunk=chunk)

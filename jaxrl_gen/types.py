@@ -118,7 +118,8 @@ class Carry(NamedTuple):
     obs: PyTree  # [E, ...] what the policy sees next
     memory: PyTree  # [E, ...] of the policy, or None
     key: jax.Array
-    steps: jax.Array  # uint32[2], low and high word of the environment steps taken
+    steps: jax.Array  # uint32[2], low and high word of the environment steps taken (offline: of the updates)
+    replay: PyTree = ()  # rows kept to learn from again
 
 
 def static(default: Any, *, low: float | None = None, high: float | None = None) -> Any:

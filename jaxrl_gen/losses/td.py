@@ -5,9 +5,14 @@ Trajectories are `[T, ...]`, time first, any further axes. `terminated` zeroes w
 physics produced.
 """
 
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
+
+from jaxrl_gen.types import PyTree, Transition
+from jaxrl_gen.types import ended as ends
 
 
 def td_target(reward: jax.Array, next_value: jax.Array, terminated: jax.Array, *, gamma: jax.Array) -> jax.Array:
@@ -27,6 +32,48 @@ def td_target(reward: jax.Array, next_value: jax.Array, terminated: jax.Array, *
     chex.assert_equal_shape([reward, next_value, terminated])
     chex.assert_is_broadcastable(jnp.shape(gamma), jnp.shape(reward))
     return jax.lax.stop_gradient(reward + gamma * (1.0 - terminated) * next_value)
+
+
+class Steps(NamedTuple):
+    """Windows condensed to one step each: where it began, what it paid, and where to go on from. Leaves `[B, ...]`."""
+
+    obs: PyTree
+    action: jax.Array
+    reward: jax.Array  # the discounted sum over the window
+    next_obs: PyTree  # after its last step
+    discount: jax.Array  # gamma^steps, or zero where the episode terminated
+    valid: jax.Array  # every row that counts is
+
+
+def n_step(window: Transition, *, gamma: jax.Array) -> Steps:
+    """Sum rewards over a window up to the end of its episode: the target is reward + discount V(next_obs).
+
+    reward = sum_{k < m} gamma^k r_k and discount = gamma^m (1 - terminated_{m-1}), where m <= H rows of the episode are
+    in the window. Rows after an end belong to another episode, and do not count.
+
+    Args:
+      window: Transition, leaves [H, B, ...], consecutive rows; H = 1 gives one-step targets.
+      gamma: discount per step, scalar.
+    Returns:
+      Steps, leaves [B, ...].
+    Raises:
+      AssertionError: if the window's leaves differ in their leading axes.
+    Reference: Sutton and Barto 2018, eq. 7.1
+    """
+    chex.assert_rank(window.reward, 2)
+    chex.assert_equal_shape([window.reward, window.terminated, window.truncated, window.valid])
+    over = ends(window)
+    counts = jnp.cumsum(over, axis=0) - over == 0  # [H, B] no end before this row
+    last = jnp.sum(counts, axis=0) - 1
+    power = jnp.asarray(gamma, jnp.float32) ** jnp.arange(len(over))[:, None]
+    at_last = lambda x: jax.vmap(lambda column, i: column[i], in_axes=(1, 0))(x, last)
+    reward = jnp.sum(jnp.where(counts & window.valid, power * window.reward, 0.0), axis=0)
+    discount = jnp.asarray(gamma, jnp.float32) ** (last + 1) * (1.0 - at_last(window.terminated))
+    first = lambda x: x[0]
+    return Steps(
+        jax.tree.map(first, window.obs), first(window.action), reward, jax.tree.map(at_last, window.next_obs),
+        discount, jnp.all(window.valid | ~counts, axis=0),
+    )  # fmt: skip
 
 
 def gae(

@@ -1,0 +1,128 @@
+"""A chunk compiled once and told what it costs, and the host loop that runs chunks and calls callbacks."""
+
+import os
+import re
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrl_gen.loops.loop import Loop
+from jaxrl_gen.types import PyTree, total_steps
+
+
+class Compiled(NamedTuple):
+    """A compiled chunk and what compiling told: `chunk(cfg, carry)` donates the carry."""
+
+    chunk: Callable
+    traces: int
+    trace_seconds: float
+    compile_seconds: float
+    peak_bytes: int  # forecast: arguments, outputs and temporaries alive at once
+    flops: float  # of one chunk, as the compiler counts them; loops count once
+
+    def __str__(self):
+        return (
+            f"{self.traces} trace, traced in {self.trace_seconds:.1f} s, compiled in {self.compile_seconds:.1f} s, "
+            f"peak memory {self.peak_bytes / 2**20:,.0f} MB forecast"
+        )
+
+
+def compile_report(loop: Loop, cfg: PyTree, carry: PyTree, *, memory_limit: int | None = None) -> Compiled:
+    """Trace and compile the chunk once, ahead of the run, and say what it costs.
+
+    Args:
+      loop: a Loop, or a population of one.
+      cfg: the config, leaves as they will be passed to the chunk.
+      carry: a Carry, or its shapes; sharded arrays compile to a sharded program.
+      memory_limit: bytes; default: what the first device, or this machine, has.
+    Returns:
+      Compiled; print it before the run.
+    Raises:
+      ValueError: if a config float was used for Python branching, or the forecast exceeds the memory limit.
+    """
+    traces = 0
+
+    def counted(cfg, carry, *data):
+        nonlocal traces
+        traces += 1
+        return loop.chunk(cfg, carry, *data)
+
+    start = time.perf_counter()
+    shardings = _carry_shardings(carry)
+    placed = {} if shardings is None else {"out_shardings": (shardings, None)}
+    try:
+        lowered = jax.jit(counted, donate_argnums=1, **placed).lower(cfg, carry, *loop.data)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError) as error:
+        raise ValueError(_branching_message(error)) from error
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    finished = time.perf_counter()
+    memory = compiled.memory_analysis()
+    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    limit = memory_limit or device_memory()
+    if limit and peak > limit:
+        raise ValueError(
+            f"the chunk needs {peak / 2**30:.1f} GB and the device has {limit / 2**30:.1f} GB: "
+            "fewer lanes, members or steps per rollout"
+        )
+    flops = float((compiled.cost_analysis() or {}).get("flops", np.nan))
+    chunk = (lambda cfg, carry: compiled(cfg, carry, *loop.data)) if loop.data else compiled
+    return Compiled(chunk, traces, traced - start, finished - traced, peak, flops)
+
+
+def device_memory() -> int:
+    """Bytes of memory of the first device, or of this machine where the device does not say; 0: unknown."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+
+
+def _carry_shardings(carry):
+    shardings = jax.tree.map(lambda x: getattr(x, "sharding", None), carry)
+    spread = [s for s in jax.tree.leaves(shardings) if len(getattr(s, "device_set", ())) > 1]
+    return shardings if spread else None
+
+
+def _branching_message(error):
+    """Names the field by the line that branched on it: the traceback's innermost line that reads a config field."""
+    lines = [frame.line or "" for frame in traceback.extract_tb(error.__traceback__)]
+    read = [field for line in reversed(lines) for field in re.findall(r"\b(?:cfg|config)\.\w+", line)]
+    return (
+        f"{read[0] if read else 'a config float'} is a float leaf and is traced, so Python cannot branch on it; "
+        "use jnp.where or lax.cond, or declare the field static(...)"
+    )
+
+
+def run(
+    chunk: Callable,
+    cfg: PyTree,
+    carry: PyTree,
+    *,
+    chunks: int,
+    callbacks: Iterable[Callable[[int, PyTree, dict[str, Any]], Any]] = (),
+    start: int = 0,
+) -> PyTree:
+    """Go through chunks `start` to `chunks`, handing each one's carry and metrics to the callbacks in order.
+
+    Args:
+      chunk: compiled `(cfg, carry) -> (carry, metrics)`; it may donate the carry.
+      cfg, carry: its arguments.
+      chunks: how many there are in the whole run.
+      callbacks: `(i, carry, metrics) -> stop?`, with metrics as NumPy arrays; all are called before a run stops.
+      start: the first chunk to run, after a resume.
+    Returns:
+      The last carry.
+    """
+    for i in range(start, chunks):
+        carry, metrics = chunk(cfg, carry)
+        metrics = {name: np.asarray(value) for name, value in jax.device_get(metrics).items()}
+        metrics["steps"] = np.asarray(total_steps(jax.device_get(carry.steps)))
+        if any([callback(i, carry, metrics) for callback in callbacks]):
+            break
+    return carry
