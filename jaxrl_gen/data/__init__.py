@@ -1,0 +1,1 @@
+"""Recorded episodes: read, checked, held once on the device, and drawn from."""
