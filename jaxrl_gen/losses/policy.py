@@ -119,3 +119,84 @@ def adapt_kl_coefficient(coefficient: jax.Array, kl: jax.Array, *, target: jax.A
     factor = jnp.where(kl > 1.5 * target, 2.0, jnp.where(kl < target / 1.5, 0.5, 1.0))
     adapted = jnp.clip(coefficient * factor, 1e-6, 1e6)
     return jax.lax.stop_gradient(jnp.where(coefficient > 0, adapted, 0.0))
+
+
+def soft_policy(
+    value: jax.Array, log_prob: jax.Array, *, temperature: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The reparameterised loss of a stochastic actor: temperature log pi(a|s) - Q(s, a), with a = f(s, noise).
+
+    The gradient reaches the actor through the action in both terms, so `value` must be that of the sampled action, by
+    a critic whose parameters are constants.
+
+    Args:
+      value: [B], differentiable in the action.
+      log_prob: [B], of the sampled action, in nats.
+      temperature: scalar, a constant.
+    Returns:
+      loss [B], unreduced; metrics of scalars.
+    Raises:
+      AssertionError: if shapes differ.
+    Reference: Haarnoja et al. 2018, arXiv 1801.01290, eq. 12
+    """
+    chex.assert_equal_shape([value, log_prob])
+    chex.assert_rank(temperature, 0)
+    loss = jax.lax.stop_gradient(temperature) * log_prob - value
+    return loss, {"actor/q": jnp.mean(value), "actor/entropy": -jnp.mean(log_prob)}
+
+
+def temperature_loss(
+    log_temperature: jax.Array, log_prob: jax.Array, *, target_entropy: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss that moves the temperature until the policy's entropy is the target: -temperature (log pi + target).
+
+    Args:
+      log_temperature: scalar, log of the temperature.
+      log_prob: [B], of sampled actions, in nats; a constant.
+      target_entropy: scalar, in nats.
+    Returns:
+      loss [B], unreduced; metrics of scalars.
+    Raises:
+      AssertionError: if shapes differ.
+    Reference: Haarnoja et al. 2018, arXiv 1812.05905, eq. 18
+    """
+    chex.assert_rank([log_temperature, log_prob, target_entropy], [0, 1, 0])
+    temperature = jnp.exp(log_temperature)
+    loss = -temperature * (jax.lax.stop_gradient(log_prob) + target_entropy)
+    return loss, {"actor/temperature": temperature}
+
+
+def cloning(log_prob: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Maximum likelihood of the actions that someone else took: -log pi(a|s).
+
+    Args:
+      log_prob: [B], of the actions in the data, in nats.
+    Returns:
+      loss [B], unreduced; metrics of scalars.
+    Reference: Pomerleau 1989, "ALVINN: an autonomous land vehicle in a neural network"
+    """
+    return -log_prob, {"actor/log_prob": jnp.mean(log_prob)}
+
+
+def advantage_weighted(
+    log_prob: jax.Array, advantage: jax.Array, *, sharpness: jax.Array, largest: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Cloning in which better actions weigh more: -min(exp(sharpness A), largest) log pi(a|s).
+
+    Args:
+      log_prob: [B], of the actions in the data, in nats.
+      advantage: [B], a constant, in units of value.
+      sharpness: inverse temperature, per unit of value; zero is cloning.
+      largest: weight, scalar above 0.
+    Returns:
+      loss [B], unreduced; metrics of scalars.
+    Raises:
+      AssertionError: if shapes differ.
+    Reference: Peng et al. 2019, arXiv 1910.00177, eq. 8; Kostrikov et al. 2021, arXiv 2110.06169, eq. 7
+    """
+    chex.assert_equal_shape([log_prob, advantage])
+    chex.assert_rank([sharpness, largest], 0)
+    advantage = jax.lax.stop_gradient(advantage)
+    weight = jnp.exp(jnp.minimum(sharpness * advantage, jnp.log(largest)))
+    metrics = {"actor/log_prob": jnp.mean(log_prob), "actor/weight": jnp.mean(weight)}
+    return -weight * log_prob, metrics | {"actor/advantage": jnp.mean(advantage)}

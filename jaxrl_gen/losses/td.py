@@ -42,14 +42,15 @@ class Steps(NamedTuple):
     reward: jax.Array  # the discounted sum over the window
     next_obs: PyTree  # after its last step
     discount: jax.Array  # gamma^steps, or zero where the episode terminated
-    valid: jax.Array  # every row that counts is
+    valid: jax.Array  # every row that counts is; the other leaves are zero where one is not
 
 
 def n_step(window: Transition, *, gamma: jax.Array) -> Steps:
-    """Sum rewards over a window up to the end of its episode: the target is reward + discount V(next_obs).
+    """Sum rewards over a window up to the end of its episode, which makes `bootstrapped` targets of m steps.
 
     reward = sum_{k < m} gamma^k r_k and discount = gamma^m (1 - terminated_{m-1}), where m <= H rows of the episode are
-    in the window. Rows after an end belong to another episode, and do not count.
+    in the window. Rows after an end belong to another episode, and do not count. What was invalid is zero, not only
+    masked, so that no number that is not finite reaches a gradient.
 
     Args:
       window: Transition, leaves [H, B, ...], consecutive rows; H = 1 gives one-step targets.
@@ -62,18 +63,37 @@ def n_step(window: Transition, *, gamma: jax.Array) -> Steps:
     """
     chex.assert_rank(window.reward, 2)
     chex.assert_equal_shape([window.reward, window.terminated, window.truncated, window.valid])
+    chex.assert_tree_shape_prefix((window.obs, window.action, window.next_obs), window.reward.shape)
     over = ends(window)
     counts = jnp.cumsum(over, axis=0) - over == 0  # [H, B] no end before this row
     last = jnp.sum(counts, axis=0) - 1
-    power = jnp.asarray(gamma, jnp.float32) ** jnp.arange(len(over))[:, None]
-    at_last = lambda x: jax.vmap(lambda column, i: column[i], in_axes=(1, 0))(x, last)
-    reward = jnp.sum(jnp.where(counts & window.valid, power * window.reward, 0.0), axis=0)
-    discount = jnp.asarray(gamma, jnp.float32) ** (last + 1) * (1.0 - at_last(window.terminated))
     first = lambda x: x[0]
-    return Steps(
-        jax.tree.map(first, window.obs), first(window.action), reward, jax.tree.map(at_last, window.next_obs),
-        discount, jnp.all(window.valid | ~counts, axis=0),
+    at_last = first if len(over) == 1 else lambda x: jax.vmap(lambda column, i: column[i], in_axes=(1, 0))(x, last)
+    gamma = jnp.asarray(gamma, jnp.float32)
+    power = gamma ** jnp.arange(len(over))[:, None]
+    valid = jnp.all(window.valid | ~counts, axis=0)
+    steps = Steps(
+        jax.tree.map(first, window.obs), first(window.action), jnp.sum(jnp.where(counts, power * window.reward, 0), 0),
+        jax.tree.map(at_last, window.next_obs), gamma ** (last + 1) * (1.0 - at_last(window.terminated)), valid,
     )  # fmt: skip
+    zeroed = lambda x: jnp.where(valid.reshape(valid.shape + (1,) * (x.ndim - 1)), x, jnp.zeros_like(x))
+    return jax.tree.map(zeroed, steps)
+
+
+def bootstrapped(steps: Steps, next_value: jax.Array) -> jax.Array:
+    """Bellman target of condensed windows, reward + discount V(next_obs).
+
+    Args:
+      steps: what `n_step` returned.
+      next_value: [B], value of `steps.next_obs`.
+    Returns:
+      target [B], gradient stopped.
+    Raises:
+      AssertionError: if shapes differ.
+    Reference: Sutton and Barto 2018, eq. 7.1
+    """
+    chex.assert_equal_shape([steps.reward, steps.discount, next_value])
+    return jax.lax.stop_gradient(steps.reward + steps.discount * next_value)
 
 
 def gae(
