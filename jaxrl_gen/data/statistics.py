@@ -1,0 +1,113 @@
+"""Mean, deviation and range of what a dataset holds, as a pytree that travels with the policy.
+
+Put it into the algorithm's State, and a checkpoint, an exported policy and an evaluation have it too.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_gen.data.trajectory import Dataset
+from jaxrl_gen.types import PyTree
+
+ROWS = 4096  # of pixels, at a time
+FLAT = 1e-4  # a feature that varies less than this does not vary
+
+
+class Moments(NamedTuple):
+    """Of each feature; the leaves have the structure and shape of one row."""
+
+    count: jax.Array  # f32, rows
+    mean: PyTree
+    std: PyTree
+    low: PyTree
+    high: PyTree
+
+
+class Statistics(NamedTuple):
+    """Of the observations, each counted once, and of the actions."""
+
+    obs: Moments
+    action: Moments
+
+
+def of(data: Dataset) -> Statistics:
+    """The statistics of a dataset, summed in double precision on the host.
+
+    Args:
+      data: Dataset, with continuous or discrete actions.
+    Returns:
+      Statistics, float32.
+    """
+    return Statistics(moments(data.obs), moments(data.action))
+
+
+def moments(tree: PyTree) -> Moments:
+    """The statistics of arrays over their first axis.
+
+    Args:
+      tree: leaves [N, ...].
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    found = [_moments(np.asarray(x)) for x in leaves]
+    of_all = (jax.tree.unflatten(structure, [jnp.asarray(one[i], jnp.float32) for one in found]) for i in range(4))
+    return Moments(jnp.float32(len(leaves[0])), *of_all)
+
+
+def standardized(moments: Moments, x: PyTree, clip: float = 10.0) -> PyTree:
+    """(x - mean) / std, clipped; a feature that never varied becomes what it differs by.
+
+    Args:
+      moments: of leaves [...features].
+      x: leaves [..., ...features].
+      clip: largest magnitude.
+    Raises:
+      AssertionError: if a leaf does not end in its feature's axes.
+    """
+
+    def scale(mean, std, x):
+        chex.assert_shape(x, (..., *mean.shape))
+        return jnp.clip((x.astype(jnp.float32) - mean) / jnp.where(std < FLAT, 1.0, std), -clip, clip)
+
+    return jax.tree.map(scale, moments.mean, moments.std, x)
+
+
+def to_unit(moments: Moments, x: PyTree) -> PyTree:
+    """From the range that the data had to [-1, 1]; a feature that never varied becomes 0 where it is as it was.
+
+    What lies outside the range stays outside: clip where that would do harm.
+
+    Args, Raises:
+      As of `standardized`.
+    """
+
+    def scale(low, high, x):
+        chex.assert_shape(x, (..., *low.shape))
+        return (x.astype(jnp.float32) - (high + low) / 2) / _half(low, high)
+
+    return jax.tree.map(scale, moments.low, moments.high, x)
+
+
+def from_unit(moments: Moments, x: PyTree) -> PyTree:
+    """The inverse of `to_unit`, in float32."""
+
+    def scale(low, high, x):
+        chex.assert_shape(x, (..., *low.shape))
+        return x * _half(low, high) + (high + low) / 2
+
+    return jax.tree.map(scale, moments.low, moments.high, x)
+
+
+def _half(low, high):
+    return jnp.where(high - low < FLAT, 1.0, (high - low) / 2)
+
+
+def _moments(x):
+    """Mean, deviation, lowest and highest, in two passes over some rows at a time."""
+    parts = [x[i : i + ROWS] for i in range(0, len(x), ROWS)]
+    mean = sum(part.sum(0, dtype=float) for part in parts) / len(x)
+    variance = sum(((part - mean) ** 2).sum(0) for part in parts) / len(x)
+    return mean, np.sqrt(variance), x.min(0), x.max(0)
