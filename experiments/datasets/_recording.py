@@ -1,0 +1,79 @@
+"""What the generators of datasets share: whole episodes of a policy, and files with their cards."""
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_gen.data import arrays, card, trajectory
+from jaxrl_gen.data.trajectory import Dataset
+from jaxrl_gen.envs import wrap
+from jaxrl_gen.types import Env, Transition, ended
+
+
+def episodes(env: Env, act: Callable, key: jax.Array, count: int, *, lanes: int = 512) -> Dataset:
+    """Whole episodes, one per lane, each from its start to its end.
+
+    Args:
+      env: one lane that does not reset itself, with a time limit.
+      act: `(obs [E, ...], key) -> action [E, ...]`.
+      key: consumed here.
+      count: episodes.
+      lanes: played at a time.
+    Returns:
+      Dataset of `count` episodes.
+    """
+    env, played = wrap.quarantine(env), []
+
+    @jax.jit
+    def play(key):
+        key_reset, key_steps = jax.random.split(key)
+        state, obs = jax.vmap(env.reset)(jax.random.split(key_reset, lanes))
+
+        def step(playing, key):
+            state, obs, over = playing
+            key_act, key_env = jax.random.split(key)
+            action = act(obs, key_act)
+            state, after, out = jax.vmap(env.step)(state, action, jax.random.split(key_env, lanes))
+            row = Transition(obs, action, out.reward, out.next_obs, out.terminated, out.truncated, out.valid)
+            return (state, after, over | ended(out)), (row, ~over)
+
+        over = jnp.zeros((lanes,), bool)
+        return jax.lax.scan(step, (state, obs, over), jax.random.split(key_steps, env.spec.time_limit))[1]
+
+    for key in jax.random.split(key, -(-count // lanes)):
+        rows, lived = jax.device_get(play(key))
+        keep = np.swapaxes(lived, 0, 1)[: count - lanes * len(played)]
+        flat = jax.tree.map(lambda x: np.swapaxes(x, 0, 1)[: len(keep)][keep], rows)
+        played.append(trajectory.from_rows(flat))
+    return trajectory.joined(*played)
+
+
+def save(
+    path: Path,
+    data: Dataset,
+    seed: int,
+    scores: dict[str, float],
+    *,
+    write: Callable[[Path, Dataset], None] = arrays.write_d4rl,
+    **about: Any,
+) -> None:
+    """Write a dataset with its card, and say so in a line."""
+    write(path, data)
+    written = card.write(path, data, generator=command(), seed=seed, scores=scores, **about)
+    counts, returns = written["counts"], written["return"]
+    print(
+        f"{path}: {counts['episodes']:,} episodes, {counts['steps']:,} steps, {written['megabytes']:.1f} MB; "
+        f"{counts['terminated']:,} terminated; return {returns['min']:.4g} to {returns['max']:.4g}"
+    )
+
+
+def command() -> str:
+    """How this program was called."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return shlex.join(["python", "-m", spec.name if spec else "?", *sys.argv[1:]])
