@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_gen.data import arrays, card, trajectory
+from jaxrl_gen.data import card, checks, trajectory
 from jaxrl_gen.data.trajectory import Dataset
 from jaxrl_gen.envs import wrap
-from jaxrl_gen.types import Env, Transition, ended
+from jaxrl_gen.types import Env, PyTree, Transition, ended
 
 
 def episodes(env: Env, act: Callable, key: jax.Array, count: int, *, lanes: int = 512) -> Dataset:
@@ -54,23 +54,36 @@ def episodes(env: Env, act: Callable, key: jax.Array, count: int, *, lanes: int 
     return trajectory.joined(*played)
 
 
-def save(
-    path: Path,
-    data: Dataset,
-    seed: int,
-    scores: dict[str, float],
-    *,
-    write: Callable[[Path, Dataset], None] = arrays.write_d4rl,
-    **about: Any,
-) -> None:
-    """Write a dataset with its card, and say so in a line."""
-    write(path, data)
-    written = card.write(path, data, generator=command(), seed=seed, scores=scores, **about)
-    counts, returns = written["counts"], written["return"]
-    print(
-        f"{path}: {counts['episodes']:,} episodes, {counts['steps']:,} steps, {written['megabytes']:.1f} MB; "
-        f"{counts['terminated']:,} terminated; return {returns['min']:.4g} to {returns['max']:.4g}"
-    )
+def succeeded(envs: Sequence[Any], act: Callable, memory: PyTree, steps: int) -> np.ndarray:
+    """Whether a policy succeeds in gymnasium environments, one episode in each, played side by side.
+
+    Args:
+      envs: E environments that say `info["success"]`.
+      act: `(memory, obs [E, D]) -> (memory, action [E, A])`, called once per step for all of them.
+      memory: at the start.
+      steps: of an episode, at most.
+    Returns:
+      bool [E].
+    """
+    obs = np.stack([env.reset()[0] for env in envs]).astype(np.float32)
+    reached, over = np.zeros(len(envs), bool), np.zeros(len(envs), bool)
+    for _ in range(steps):
+        memory, action = act(memory, obs)
+        action = np.clip(np.asarray(action, np.float32), -1.0, 1.0)
+        for i in np.flatnonzero(~over):
+            obs[i], _, terminated, truncated, info = envs[i].step(action[i])
+            reached[i] = bool(info["success"])
+            over[i] = reached[i] or terminated or truncated
+        if over.all():
+            break
+    return reached
+
+
+def describe(path: Path, data: Dataset, seed: int, scores: dict[str, float], **about: Any) -> None:
+    """Write the card of a dataset that was just written, and say in a line what it is."""
+    card.write(path, data, generator=command(), seed=seed, scores=scores, **about)
+    returns = trajectory.returns(data)
+    print(f"{path}: {checks.summary(data)}; return {returns.min():.4g} to {returns.max():.4g}")
 
 
 def command() -> str:

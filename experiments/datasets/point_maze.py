@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.datasets._recording import episodes, save
-from jaxrl_gen.data import trajectory
+from experiments.datasets._recording import describe, episodes
+from jaxrl_gen.data import arrays, trajectory
 from jaxrl_gen.data.trajectory import Dataset
 from jaxrl_gen.envs.tasks import point_maze
 
@@ -116,14 +116,9 @@ def main(command: PointMaze) -> None:
         reached = scores(maze, key_scores)
         for (kind, generate), key in zip(KINDS.items(), keys, strict=True):
             path = command.folder / f"point_maze_{place}_{kind}.npz"
-            save(
-                path,
-                generate(maze, key, command.episodes),
-                command.seed,
-                reached,
-                maze=maze,
-                kind=generate.__doc__.splitlines()[0],
-            )
+            data = generate(maze, key, command.episodes)
+            arrays.write_d4rl(path, data)
+            describe(path, data, command.seed, reached, maze=maze, kind=generate.__doc__.splitlines()[0])
 
 
 if __name__ == "__main__":
