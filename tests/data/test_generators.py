@@ -1,0 +1,93 @@
+"""The generators of datasets do what their cards say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.datasets import _recording, metaworld_demos, ogbench_play, own_logs, point_maze
+from jaxrl_gen.data import arrays, card, trajectory
+from jaxrl_gen.envs import probe, wrap
+from jaxrl_gen.envs.tasks import point_maze as maze
+from jaxrl_gen.types import Transition
+
+
+def test_episodes_are_whole_and_as_many_as_asked_for():
+    env = wrap.time_limit(probe.terminating(5), 7)
+    data = _recording.episodes(env, lambda obs, key: jnp.zeros((len(obs), 1)), jax.random.key(0), 5, lanes=2)
+    assert trajectory.lengths(data).tolist() == [5] * 5 and data.terminated.sum() == 5
+    assert trajectory.returns(data).tolist() == [5.0] * 5
+
+
+def test_stitching_never_leads_from_start_to_goal():
+    data = point_maze.stitching(maze.U_MAZE, jax.random.key(0), 50)
+    scale, (start,), (goal,) = 2.5, maze.centres(maze.U_MAZE, "S"), maze.centres(maze.U_MAZE, "G")
+    place = np.asarray(data.obs)[:, :2] * scale + 2.5
+    np.testing.assert_allclose(np.asarray(data.obs)[:, 2:], np.broadcast_to((goal - 2.5) / scale, (len(place), 2)))
+    at_start, at_goal = (np.hypot(*(place - x).T) < 0.5 for x in (start, goal))
+    assert at_start.any() and at_goal.any()
+    first = np.asarray(data.start) + np.arange(len(data.start))
+    for begin, end in zip(first[:-1], first[1:]):
+        assert not (at_start[begin:end].any() and at_goal[begin:end].any())
+    rows = trajectory.to_rows(data)
+    reached = np.hypot(*(rows.next_obs[:, :2] - rows.next_obs[:, 2:]).T) * scale < maze.REACHED
+    np.testing.assert_array_equal(rows.terminated, reached)
+    np.testing.assert_array_equal(rows.reward, reached)
+
+
+def test_the_expert_is_better_than_the_medium_and_the_noisy_policy():
+    lengths = {
+        kind: float(trajectory.lengths(point_maze.KINDS[kind](maze.U_MAZE, jax.random.key(1), 40)).mean())
+        for kind in ("expert", "medium", "noisy")
+    }
+    assert lengths["expert"] < 0.6 * min(lengths["medium"], lengths["noisy"])
+
+
+def test_medium_is_a_third_of_the_way():
+    returns = np.array([np.nan, 0, 3, 3, 6, 9, 12, 15])
+    assert own_logs.halfway(returns, 0.0, 24.0, over=2) == 7  # (9 + 12) / 2 is the first above 8
+    assert own_logs.halfway(returns, 0.0, 240.0, over=2) == 8
+
+
+def test_a_replay_is_the_last_rollouts_lane_by_lane(monkeypatch):
+    monkeypatch.setattr(own_logs, "LANES", 2)
+    monkeypatch.setattr(own_logs, "STEPS", 3)
+    number = np.arange(18.0, dtype=np.float32).reshape(9, 2)
+    no = np.zeros((9, 2), bool)
+    rows = Transition(number[..., None], number[..., None] / 99, number, number[..., None] + 2, no, no, ~no)
+    logged = [jax.tree.map(lambda x: x[i : i + 3], rows) for i in (0, 3, 6)]
+    data = own_logs.replayed(logged, 12)
+    assert data.reward.tolist() == [6, 8, 10, 12, 14, 16, 7, 9, 11, 13, 15, 17]
+    assert np.flatnonzero(data.truncated).tolist() == [5, 11]
+
+
+def test_demonstrations_of_meta_world_succeed_from_many_places():
+    pytest.importorskip("metaworld")
+    data, share = metaworld_demos.demonstrate("button-press-topdown-v3", 2, seed=0)
+    assert share > 0.5 and trajectory.returns(data).tolist() == [1.0, 1.0] and data.terminated.sum() == 2
+    first = np.asarray(data.obs)[[0, int(data.start[1]) + 1]]
+    assert np.abs(first[0] - first[1]).max() > 0.01
+    again, _ = metaworld_demos.demonstrate("button-press-topdown-v3", 2, seed=0)
+    np.testing.assert_array_equal(again.obs, data.obs)
+    still = metaworld_demos.success("button-press-topdown-v3", lambda n, obs: (n, np.zeros((1, 4))), 0, 1, seed=1)
+    assert still.tolist() == [False]
+    with pytest.raises(ValueError, match="fly-v3 is no task of Meta-World; allowed: assembly-v3, "):
+        metaworld_demos.make("fly-v3", 0)
+
+
+def test_play_of_ogbench_and_its_tasks(tmp_path):
+    pytest.importorskip("ogbench")
+    name, path = "pointmaze-medium-singletask-task1-v0", tmp_path / "maze.npz"
+    found = ogbench_play.play_maze("pointmaze-medium-v0", 3, 150, seed=3)
+    assert found["terminals"].sum() == 3 and len(found["observations"]) == 3 * 151
+    arrays.save(path, found)
+    data = arrays.read_ogbench(path, ogbench_play.spec(name), say=lambda line: None)
+    np.testing.assert_allclose(data.extras["qpos"], trajectory.to_rows(data).obs, rtol=1e-6)
+    _recording.describe(path, data, 3, {})
+    assert card.read(path)["counts"] == {"episodes": 3, "steps": 450, "terminated": 0, "truncated": 3}
+    goal = ogbench_play._make(name, 0).unwrapped.cur_goal_xy
+    task = ogbench_play.task(path, name)
+    rows = trajectory.to_rows(task)
+    near = np.linalg.norm(rows.next_obs - goal, axis=1) <= 1.0
+    np.testing.assert_array_equal(rows.terminated, near)
+    np.testing.assert_array_equal(rows.reward, near - 1.0)
