@@ -1,0 +1,224 @@
+"""The U-Net against plain loops in float64 NumPy, and its convolutions against the framework's own."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_gen import nets
+from jaxrl_gen.nets import unet1d
+from jaxrl_gen.nets.denoiser import waves
+
+CHANNELS, KERNEL, GROUPS, TIME, ACTIONS, HORIZON = (4, 6, 8), 5, 2, 8, 3, 8
+
+
+def example(horizon=HORIZON, actions=ACTIONS, condition=None):
+    shaped = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    condition = {"a": shaped(2, 3), "b": shaped()} if condition is None else condition
+    return nets.Noisy(shaped(horizon, actions), shaped(), condition)
+
+
+def inputs(*leading, seed=0, like=None):
+    rng = np.random.default_rng(seed)
+    noisy = jax.tree.map(lambda leaf: rng.normal(size=(*leading, *leaf.shape)).astype(np.float32), like or example())
+    return noisy._replace(t=rng.uniform(size=leading).astype(np.float32))
+
+
+@functools.cache
+def built(channels=CHANNELS):
+    net = nets.unet1d(channels, KERNEL, TIME, GROUPS)
+    params = net.init(jax.random.key(0), example())
+    leaves, tree = jax.tree.flatten(params)  # scales and offsets of normalisation other than one and zero
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [x + 0.1 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
+    return net, jax.tree.unflatten(tree, moved)
+
+
+# ------------------------------------------------------------------------------------- the network in float64 NumPy
+
+
+def mish(x):
+    return x * np.tanh(np.log1p(np.exp(x)))
+
+
+def dense(p, x):
+    return x @ p["kernel"] + p["bias"]
+
+
+def conv(p, x, stride=1):
+    """x [L, C]: what the kernel of odd width reads beyond the ends is zero."""
+    pad = len(p["kernel"]) // 2
+    padded = np.pad(x, ((pad, pad), (0, 0)))
+    return np.stack([
+        sum(padded[i + tap] @ p["kernel"][tap] for tap in range(len(p["kernel"]))) + p["bias"]
+        for i in range(0, len(x), stride)
+    ])  # fmt: skip
+
+
+def upsample(p, x):
+    """A transposed convolution: step i of the input adds to steps 2 i - 1 to 2 i + 2 of the output."""
+    out = np.zeros((2 * len(x) + 2, x.shape[1]))
+    for i, row in enumerate(x):
+        for tap in range(4):
+            out[2 * i + tap] += row @ p["kernel"][tap]
+    return out[1:-1] + p["bias"]
+
+
+def conv_norm(p, x):
+    x = conv(p["_Conv_0"], x)
+    grouped = x.reshape(len(x), GROUPS, -1)
+    mean, variance = grouped.mean((0, 2), keepdims=True), grouped.var((0, 2), keepdims=True)
+    return mish(((grouped - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape) * p["scale"] + p["offset"])
+
+
+def residual(p, x, condition):
+    film = dense(p["Dense_0"], mish(condition))
+    scale, offset = film[: len(film) // 2], film[len(film) // 2 :]
+    y = conv_norm(p["_ConvNorm_1"], conv_norm(p["_ConvNorm_0"], x) * scale + offset)
+    return y + (dense(p["Dense_1"], x) if "Dense_1" in p else x)
+
+
+def forward(params, x, t, condition):
+    """One sample; blocks are named in the order in which they are made."""
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    frequency = 100.0 * 1e4 ** -np.linspace(0, 1, TIME // 2)
+    time = np.concatenate([np.sin(t * frequency), np.cos(t * frequency)])
+    time = dense(p["Dense_1"], mish(dense(p["Dense_0"], time)))
+    condition = np.concatenate([time, condition])
+    blocks, kept = iter(range(100)), []
+    block = lambda x: residual(p[f"_Residual_{next(blocks)}"], x, condition)
+    for level in range(len(CHANNELS)):
+        x = conv(p[f"_Conv_{level - 1}"], x, stride=2) if level else x
+        x = block(block(x))
+        kept.append(x)
+    x = block(block(x))
+    for level in range(len(CHANNELS) - 1):
+        x = upsample(p[f"_Upsample_{level}"], block(block(np.concatenate([x, kept.pop()], -1))))
+    return dense(p["Dense_2"], conv_norm(p["_ConvNorm_0"], x))
+
+
+@pytest.mark.parametrize("mode", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_forward(mode):
+    net, params = built()
+    noisy = inputs(3)
+    got = mode(net.apply)(params, noisy)
+    for i in range(3):
+        condition = np.append(noisy.condition["a"][i].ravel(), noisy.condition["b"][i])
+        oracle = forward(params, *(np.asarray(x, np.float64) for x in (noisy.x[i], noisy.t[i], condition)))
+        np.testing.assert_allclose(got[i], oracle, rtol=1e-3, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------ convolutions
+
+
+def theirs(x, kernel, stride):
+    pad = kernel.shape[0] // 2
+    layout = ("WNC", "WIO", "WNC")
+    return jax.lax.conv_general_dilated(x, kernel, (stride,), [(pad, pad)], dimension_numbers=layout)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("length, width", [(8, 5), (8, 3), (4, 5), (2, 5), (2, 7), (1, 5), (6, 1), (16, 9)])
+def test_convolutions_and_their_gradients_are_the_frameworks_own(length, width, stride):
+    x = jax.random.normal(jax.random.key(0), (length, 2, 3))
+    kernel = jax.random.normal(jax.random.key(1), (width, 3, 4))
+    weigh = lambda f: lambda x, kernel: jnp.sum(jnp.sin(f(x, kernel, stride)))
+    np.testing.assert_allclose(unet1d._convolve(x, kernel, stride), theirs(x, kernel, stride), rtol=1e-4, atol=1e-5)
+    ours, others = (jax.grad(weigh(f), (0, 1))(x, kernel) for f in (unet1d._convolve, theirs))
+    for one, two in zip(ours, others, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------------- properties
+
+
+def test_the_network_of_the_paper_has_its_number_of_parameters():
+    """65.8 million with observations of 20 numbers twice: weights of Conv1d and ConvTranspose1d, counted by hand."""
+    like = example(16, 2, {"obs": jax.ShapeDtypeStruct((2, 20), jnp.float32)})
+    shapes = jax.eval_shape(lambda key: nets.unet1d().init(key, like), jax.random.key(0))
+    count = sum(x.size for x in jax.tree.leaves(shapes))
+
+    def block(inside, out, condition=256 + 40):
+        convs = 5 * inside * out + out + 5 * out * out + out + 4 * out
+        return convs + condition * 2 * out + 2 * out + (inside * out + out if inside != out else 0)
+
+    by_hand = 256 * 1024 + 1024 + 1024 * 256 + 256
+    for inside, out in ((2, 256), (256, 512), (512, 1024), (1024, 1024)):
+        by_hand += block(inside, out) + block(out, out)
+    for inside, out in ((2048, 512), (1024, 256)):
+        by_hand += block(inside, out) + block(out, out) + 4 * out * out + out
+    for width in (256, 512):
+        by_hand += 3 * width * width + width
+    by_hand += 5 * 256 * 256 + 3 * 256 + 256 * 2 + 2
+    assert count == by_hand and abs(count / 1e6 - 65.8) < 0.1
+
+
+def test_any_leading_axes():
+    net, params = built()
+    noisy = inputs(2, 3)
+    whole = net.apply(params, noisy)
+    assert whole.shape == noisy.x.shape
+    np.testing.assert_allclose(whole[1, 2], net.apply(params, jax.tree.map(lambda x: x[1, 2], noisy)), atol=1e-5)
+
+
+def test_members_side_by_side():
+    net, _ = built()
+    params = jax.vmap(lambda key: net.init(key, example()))(jax.random.split(jax.random.key(2), 3))
+    noisy = inputs(4)
+    many = jax.vmap(net.apply, in_axes=(0, None))(params, noisy)
+    one = net.apply(jax.tree.map(lambda x: x[1], params), noisy)
+    np.testing.assert_allclose(many[1], one, rtol=1e-3, atol=1e-4)
+
+
+def test_it_reads_all_of_its_input():
+    net, params = built()
+    noisy = inputs(2)
+    gradient = jax.grad(lambda noisy: jnp.sum(net.apply(params, noisy)[:, 0, 0]))(noisy)
+    for leaf in jax.tree.leaves(gradient):
+        assert np.all(np.asarray(leaf) != 0.0)
+
+
+def test_without_a_condition():
+    like = example(condition=())
+    net = nets.unet1d(CHANNELS, KERNEL, TIME, GROUPS)
+    noisy = inputs(2, like=like)
+    assert net.apply(net.init(jax.random.key(0), like), noisy).shape == (2, HORIZON, ACTIONS)
+
+
+def test_a_horizon_that_cannot_be_halved_is_refused():
+    net = nets.unet1d(CHANNELS, KERNEL, TIME, GROUPS)
+    with pytest.raises(ValueError, match="the horizon is 6; allowed with 3 levels: multiples of 4"):
+        net.init(jax.random.key(0), example(horizon=6))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(channels=(4, 7)), r"channels are \(4, 7\); allowed: multiples of the 2 groups"),
+        (dict(channels=()), "at least one"),
+        (dict(kernel=4), "kernel is 4; allowed: odd numbers from 1"),
+    ],
+)
+def test_wrong_sizes_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        nets.unet1d(**(dict(channels=CHANNELS, kernel=KERNEL, groups=GROUPS) | arguments))
+
+
+def test_refuses_broadcasting():
+    net, params = built()
+    noisy = inputs(3)
+    for wrong in (noisy._replace(t=noisy.t[:1]), noisy._replace(t=noisy.t[:, None]), noisy._replace(x=noisy.x[:1])):
+        with pytest.raises(AssertionError):
+            net.apply(params, wrong)
+
+
+def test_waves():
+    t = np.array([0.0, 0.01, 1.0])
+    frequency = 100.0 * np.exp(-np.log(1e4) * np.arange(4) / 3)
+    oracle = np.concatenate([np.sin(t[:, None] * frequency), np.cos(t[:, None] * frequency)], -1)
+    np.testing.assert_allclose(waves(jnp.asarray(t, jnp.float32), 8), oracle, atol=2e-5)
+    for width in (3, 2):
+        with pytest.raises(ValueError, match=f"times is {width}; allowed: even numbers from 4"):
+            waves(jnp.zeros(2), width)
