@@ -30,18 +30,29 @@ def prompts(rows=64, length=5):
     return params, rng.integers(3, SIZES.vocab, (rows, length), np.int32), np.arange(length) >= pads[:, None]
 
 
+@functools.cache
 def written(hook=HOOKS["none"], key=0):
     params, tokens, valid = prompts()
     run = jax.jit(functools.partial(autoregressive.complete, NET, length=LENGTH, end=END, hook=hook))
     return run(params, tokens, valid, None if key is None else jax.random.key(key))
 
 
+APPLY = jax.jit(NET.apply)
+
+
+def next_logits(row):
+    """Logits after a row of tokens, from a forward over the whole of it."""
+    seen = np.zeros((1, SIZES.context), np.int32)
+    seen[0, SIZES.context - len(row) :] = row
+    valid = np.arange(SIZES.context)[None] >= SIZES.context - len(row)
+    return APPLY(prompts()[0], seen, valid)[0, -1]
+
+
 def numpy_log_prob(hook, tokens, completion):
-    """Log-probabilities of one completion without padding: a whole forward for each token, softmax in float64."""
-    params, row, found = prompts()[0], list(tokens), []
+    """Log-probabilities of one completion: a whole forward for each token, softmax in float64."""
+    row, found = list(tokens), []
     for token in completion:
-        seen = np.array([row], np.int32)
-        logits = np.asarray(hook(NET.apply(params, seen, np.ones(seen.shape, bool))[0, -1]), np.float64)
+        logits = np.asarray(hook(next_logits(row)), np.float64)
         found.append(logits[token] - logits.max() - np.log(np.sum(np.exp(logits - logits.max()))))
         row.append(int(token))
     return np.array(found)
@@ -69,13 +80,12 @@ def test_the_trainer_recomputes_the_same_log_probs(hook):
 
 
 def test_the_likeliest_tokens_are_those_of_a_loop_over_whole_rows():
-    params, tokens, valid = prompts()
+    _, tokens, valid = prompts()
     out = written(key=None)
     for i in range(0, 64, 9):
         row, expected = list(tokens[i][valid[i]]), []
         while len(expected) < LENGTH and END not in expected:
-            seen = np.array([row], np.int32)
-            expected.append(int(np.argmax(NET.apply(params, seen, np.ones(seen.shape, bool))[0, -1])))
+            expected.append(int(np.argmax(next_logits(row))))
             row.append(expected[-1])
         np.testing.assert_array_equal(np.asarray(out.tokens[i])[: len(expected)], expected)
         assert int(out.mask[i].sum()) == len(expected)
@@ -102,7 +112,7 @@ def test_until_end_where_padding_is_the_end_and_where_there_is_none():
 
 def test_padding_on_the_left_and_other_rows_change_nothing():
     params, tokens, valid = prompts()
-    run = functools.partial(autoregressive.complete, NET, params, key=None, length=LENGTH, end=END)
+    run = jax.jit(functools.partial(autoregressive.complete, NET, params, key=None, length=LENGTH, end=END))
     more, padded = np.pad(tokens, ((0, 0), (3, 0))), np.pad(valid, ((0, 0), (3, 0)))
     one, two = run(tokens, valid), run(more, padded)
     np.testing.assert_array_equal(one.tokens, two.tokens)
@@ -114,8 +124,9 @@ def test_tokens_are_drawn_in_proportion_to_their_probability():
     params, tokens, valid = prompts()
     many = np.broadcast_to(tokens[:1], (20_000, 5)), np.broadcast_to(valid[:1], (20_000, 5))
     hook = HOOKS["both"]
-    out = autoregressive.complete(NET, params, *many, jax.random.key(3), length=1, end=END, hook=hook)
-    probability = jax.nn.softmax(hook(NET.apply(params, tokens[:1], valid[:1])[0, -1]))
+    run = jax.jit(functools.partial(autoregressive.complete, NET, length=1, end=END, hook=hook))
+    out = run(params, *many, jax.random.key(3))
+    probability = jax.nn.softmax(hook(next_logits(tokens[0][valid[0]])))
     share = np.bincount(np.asarray(out.tokens)[:, 0], minlength=SIZES.vocab) / 20_000
     np.testing.assert_allclose(share, probability, atol=0.015)
     assert np.count_nonzero(share) == 4  # top 4
