@@ -47,12 +47,12 @@ def main(command: Reading) -> None:
         ):
             path = Path(folder) / f"data.{name.partition(',')[0]}"
             wrote = _seconds(lambda: write(path, data))
-            reads = [
-                _seconds(lambda: jax.block_until_ready(read(path, SPEC, say=_nobody))) for _ in range(command.repeats)
-            ]
+            once = lambda: jax.block_until_ready(read(path, SPEC, say=_nobody))
+            reads = [_seconds(once) for _ in range(command.repeats)]
+            middle, slow, fast = (count / x for x in (statistics.median(reads), max(reads), min(reads)))
             print(
-                f"{name}: written at {count / wrote:,.0f} steps/s, read at {count / statistics.median(reads):,.0f} steps/s "
-                f"(median of {command.repeats}; {count / max(reads):,.0f} to {count / min(reads):,.0f})"
+                f"{name}: written at {count / wrote:,.0f} steps/s, read at {middle:,.0f} steps/s "
+                f"(median of {command.repeats}; {slow:,.0f} to {fast:,.0f})"
             )
 
 

@@ -71,7 +71,7 @@ def rows(data: Dataset, first: jax.Array, horizon: int = 1, *, next_actions: boo
     )  # fmt: skip
 
 
-def windows(batch_size: int, obs_horizon: int, action_horizon: int) -> Callable:
+def windows(batch_size: int, obs_horizon: int, action_horizon: int, *, executed: int = 1) -> Callable:
     """Draw observations up to now with the actions around now, each row of the data being now as often as another.
 
     The window begins To - 1 rows before now. Before the episode the first observation is repeated, as a policy sees it
@@ -79,23 +79,22 @@ def windows(batch_size: int, obs_horizon: int, action_horizon: int) -> Callable:
 
         obs     t - To + 1 ... t                       action   t - To + 1 ... t ... t - To + H
 
-    A policy that executes Ta actions from t on needs H >= To - 1 + Ta.
-
     Args:
       batch_size: B.
       obs_horizon: To, observations.
-      action_horizon: H, actions, at least To, so that the one to take now is among them.
+      action_horizon: H, actions, at least To - 1 + Ta.
+      executed: Ta, how many actions from now on the policy will execute before it looks again; 1 if unknown.
     Returns:
       `(data, key) -> Windows`.
     Raises:
-      ValueError: if a size is below 1, or H < To.
+      ValueError: if a size is below 1, or H < To - 1 + Ta.
     Reference: Chi et al. 2023, arXiv 2303.04137, section IV (receding horizon)
     """
-    _at_least_one(batch_size=batch_size, obs_horizon=obs_horizon, action_horizon=action_horizon)
-    if action_horizon < obs_horizon:
+    _at_least_one(batch_size=batch_size, obs_horizon=obs_horizon, action_horizon=action_horizon, executed=executed)
+    if action_horizon < (least := obs_horizon - 1 + executed):
         raise ValueError(
-            f"action_horizon is {action_horizon}; allowed: {obs_horizon} (obs_horizon) and more, as the first one "
-            "is at the time of the first observation"
+            f"action_horizon is {action_horizon}; allowed: {least} (obs_horizon {obs_horizon} - 1 + "
+            f"executed {executed}) and more, as actions begin at the time of the first observation"
         )
 
     def sample(data: Dataset, key: jax.Array) -> Windows:

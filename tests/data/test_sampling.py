@@ -100,5 +100,8 @@ def test_refusals():
         sampling.transitions(4, 0)
     with pytest.raises(ValueError, match="batch_size is 0; allowed: 1 and more"):
         sampling.windows(0, 1, 1)
-    with pytest.raises(ValueError, match=r"action_horizon is 2; allowed: 3 \(obs_horizon\) and more"):
-        sampling.windows(4, 3, 2)
+    with pytest.raises(
+        ValueError, match=r"action_horizon is 4; allowed: 5 \(obs_horizon 2 - 1 \+ executed 4\) and more"
+    ):
+        sampling.windows(4, 2, 4, executed=4)
+    sampling.windows(4, 2, 5, executed=4)
