@@ -56,6 +56,11 @@ def bin_centres(low: jax.Array, high: jax.Array, bins: int) -> jax.Array:
     return low + (high - low) * (jnp.arange(bins, dtype=jnp.float32) + 0.5) / bins
 
 
+def _width(centres: jax.Array) -> jax.Array:
+    """Between neighbours; of the whole, as the difference of two neighbours would keep few of their digits."""
+    return (centres[-1] - centres[0]) / (centres.shape[0] - 1)
+
+
 def two_hot(value: jax.Array, centres: jax.Array) -> jax.Array:
     """The distribution over equally spaced centres whose mean is the value: p_i = max(0, 1 - |value - c_i| / width).
 
@@ -72,7 +77,7 @@ def two_hot(value: jax.Array, centres: jax.Array) -> jax.Array:
     Reference: Schrittwieser et al. 2020, arXiv 1911.08265, appendix F
     """
     chex.assert_rank([value, centres], 1)
-    width = centres[1] - centres[0]
+    width = _width(centres)
     distance = (jnp.clip(value, centres[0], centres[-1])[:, None] - centres) / width
     return jax.lax.stop_gradient(jnp.maximum(0.0, 1.0 - jnp.abs(distance)))
 
@@ -95,11 +100,11 @@ def hl_gauss(value: jax.Array, centres: jax.Array, *, smoothing: jax.Array = 0.7
     Reference: Imani and White 2018, arXiv 1806.04613; Farebrother et al. 2024, arXiv 2403.03950, eq. 3
     """
     chex.assert_rank([value, centres, smoothing], [1, 1, 0])
-    width = centres[1] - centres[0]
+    width = _width(centres)
     edges = jnp.append(centres - 0.5 * width, centres[-1] + 0.5 * width)
     distance = (edges - jnp.clip(value, edges[0], edges[-1])[:, None]) / (smoothing * width)
     cumulative = 0.5 * jax.lax.erf(distance / math.sqrt(2.0))
-    mass = cumulative[:, 1:] - cumulative[:, :-1]
+    mass = jnp.maximum(cumulative[:, 1:] - cumulative[:, :-1], 0.0)  # erf rises, but for its last digit
     return jax.lax.stop_gradient(mass / (cumulative[:, -1:] - cumulative[:, :1]))
 
 

@@ -122,6 +122,78 @@ def test_adapt_kl_coefficient(mode):
         assert float(adapt(jnp.float32(coefficient), jnp.float32(kl))) == pytest.approx(expected, rel=1e-6)
 
 
+@MODES
+def test_soft_policy(mode):
+    value, log_prob = draw(2, 11)
+    loss, metrics = mode(lambda *a: policy.soft_policy(*a, temperature=0.3))(value, log_prob)
+    np.testing.assert_allclose(loss, 0.3 * log_prob.astype(np.float64) - value, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics["actor/q"], value.astype(np.float64).mean(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(metrics["actor/entropy"], -log_prob.astype(np.float64).mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_soft_policy_of_a_quadratic_value_is_the_normal_that_the_theory_names():
+    """Q(a) = -(a - 1)^2 / 2: the best policy exp(Q / alpha) is normal, with mean 1 and variance alpha."""
+    alpha, eps = 0.3, jax.random.normal(jax.random.key(0), (4096,))
+
+    def loss(params):
+        action = params[0] + jnp.exp(params[1]) * eps
+        log_prob = -0.5 * eps**2 - params[1] - 0.5 * jnp.log(2 * jnp.pi)
+        return jnp.mean(policy.soft_policy(-0.5 * (action - 1.0) ** 2, log_prob, temperature=alpha)[0])
+
+    step = lambda params, _: (params - 0.3 * jax.grad(loss)(params), None)
+    params, _ = jax.lax.scan(step, jnp.zeros(2), None, 200)
+    np.testing.assert_allclose([params[0], jnp.exp(2 * params[1])], [1.0, alpha], atol=0.03)
+
+
+@MODES
+def test_temperature_loss(mode):
+    (log_prob,) = draw(1, 12)
+    loss, metrics = mode(lambda t, x: policy.temperature_loss(t, x, target_entropy=-1.5))(jnp.float32(-0.7), log_prob)
+    np.testing.assert_allclose(loss, -np.exp(-0.7) * (log_prob.astype(np.float64) - 1.5), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics["actor/temperature"], np.exp(-0.7), rtol=1e-6)
+
+
+@pytest.mark.parametrize("entropy, direction", [(0.5, -1.0), (-2.5, 1.0), (-1.0, 0.0)])
+def test_the_temperature_rises_while_entropy_is_below_its_target(entropy, direction):
+    loss = lambda t: jnp.mean(policy.temperature_loss(t, jnp.full(8, -entropy), target_entropy=-1.0)[0])  # noqa: E731
+    assert np.sign(-jax.grad(loss)(jnp.float32(0.2))) == direction
+
+
+@MODES
+def test_cloning(mode):
+    (log_prob,) = draw(1, 13)
+    loss, metrics = mode(policy.cloning)(log_prob)
+    np.testing.assert_allclose(loss, -log_prob)
+    np.testing.assert_allclose(metrics["actor/log_prob"], log_prob.astype(np.float64).mean(), rtol=1e-4, atol=1e-6)
+
+
+@MODES
+def test_advantage_weighted(mode):
+    log_prob, advantage = draw(2, 14)
+    weigh = mode(lambda *a: policy.advantage_weighted(*a, sharpness=3.0, largest=5.0))
+    loss, metrics = weigh(log_prob, advantage)
+    weight = np.minimum(np.exp(3.0 * advantage.astype(np.float64)), 5.0)
+    assert 0.1 < np.mean(weight == 5.0) < 0.9
+    np.testing.assert_allclose(loss, -weight * log_prob, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(metrics["actor/weight"], weight.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["actor/advantage"], advantage.astype(np.float64).mean(), rtol=1e-4, atol=1e-6)
+    huge, _ = weigh(log_prob, np.full_like(advantage, 1e6))  # no overflow on the way to the largest weight
+    np.testing.assert_allclose(huge, -5.0 * log_prob, rtol=1e-5)
+
+
+def test_advantage_weights_are_the_policy_that_the_theory_names():
+    """Over a uniform behaviour, the best-weighted policy is pi(a) ~ exp(sharpness Q(a))."""
+    q, sharpness = jnp.array([0.3, -0.2, 0.9, 0.0]), 2.0
+    value = jnp.mean(q)
+
+    def loss(logits):
+        log_prob = jax.nn.log_softmax(logits)
+        return jnp.mean(policy.advantage_weighted(log_prob, q - value, sharpness=sharpness, largest=100.0)[0])
+
+    logits, _ = jax.lax.scan(lambda x, _: (x - jax.grad(loss)(x), None), jnp.zeros(4), None, 2000)
+    np.testing.assert_allclose(jax.nn.softmax(logits), jax.nn.softmax(sharpness * q), atol=1e-3)
+
+
 @given(st.floats(-8.0, 8.0), st.floats(-8.0, 8.0), st.floats(-5.0, 5.0), st.floats(0.01, 0.9))
 def test_clipped_surrogate_never_promises_more_than_the_plain_one(log_prob, old, advantage, clip):
     arrays = [jnp.array([x], jnp.float32) for x in (log_prob, old, advantage)]
@@ -135,6 +207,7 @@ LOSSES = {
     "value_loss": (2, policy.value_loss),
     "clipped_value_loss": (3, lambda *a: policy.clipped_value_loss(*a, clip=0.2)),
     "kl_penalty": (2, policy.kl_penalty),
+    "advantage_weighted": (2, lambda *a: policy.advantage_weighted(*a, sharpness=1.0, largest=5.0)),
 }
 EVERY_LOSS = pytest.mark.parametrize("count, loss", LOSSES.values(), ids=LOSSES)
 
@@ -156,8 +229,35 @@ def test_refuses_a_clip_that_would_broadcast(loss):
         loss(*arguments, clip=jnp.full((5, 1), 0.2))
 
 
-def test_entropy_bonus_keeps_the_shape_it_is_given():
-    assert policy.entropy_bonus(jnp.zeros((5, 1)))[0].shape == (5, 1)
+@pytest.mark.parametrize("loss", [policy.entropy_bonus, policy.cloning])
+def test_a_loss_of_one_array_keeps_the_shape_it_is_given(loss):
+    assert loss(jnp.zeros((5, 1)))[0].shape == (5, 1)
+
+
+def test_soft_losses_refuse_what_would_broadcast():
+    rows = jnp.zeros(5)
+    for wrong in ((rows[:, None], rows), (rows, rows[:, None]), (rows[:1], rows)):
+        with pytest.raises(AssertionError):
+            policy.soft_policy(*wrong, temperature=1.0)
+    with pytest.raises(AssertionError):
+        policy.soft_policy(rows, rows, temperature=jnp.ones((5, 1)))
+    for log_temperature, log_prob in ((jnp.zeros((5, 1)), rows), (jnp.zeros(()), rows[:, None])):
+        with pytest.raises(AssertionError):
+            policy.temperature_loss(log_temperature, log_prob, target_entropy=-1.0)
+
+
+def test_who_learns_from_the_soft_losses():
+    """The actor through value and density; the temperature from its own loss alone."""
+    value, log_prob = (jnp.asarray(x) for x in draw(2, 15, size=5))
+    soft = lambda *a: jnp.sum(policy.soft_policy(a[0], a[1], temperature=a[2])[0])  # noqa: E731
+    of_value, of_log_prob, of_temperature = jax.grad(soft, (0, 1, 2))(value, log_prob, jnp.float32(0.3))
+    np.testing.assert_allclose(of_value, -1.0)
+    np.testing.assert_allclose(of_log_prob, 0.3, rtol=1e-6)
+    assert of_temperature == 0.0
+    tuning = lambda t, x: jnp.sum(policy.temperature_loss(t, x, target_entropy=-1.0)[0])  # noqa: E731
+    of_log_temperature, of_log_prob = jax.grad(tuning, (0, 1))(jnp.float32(0.3), log_prob)
+    np.testing.assert_allclose(of_log_temperature, tuning(jnp.float32(0.3), log_prob), rtol=1e-5)
+    assert not np.any(of_log_prob)
 
 
 @EVERY_LOSS

@@ -1,0 +1,293 @@
+"""SAC against a float64 NumPy version of its update, on probes whose values are known, and with its parts replaced."""
+
+import dataclasses
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_gen import distributions, loops, nets, types
+from jaxrl_gen.algos import sac
+from jaxrl_gen.envs import probe, wrap
+from jaxrl_gen.losses import value
+from tests.algos import reference, windows
+from tests.algos.windows import ACTIONS, BATCH, DISCRETE, SPEC, batch_of, same, soiled, started
+
+BINS, LOW, HIGH = 11, -4.0, 4.0
+CLASSIFIED = value.classified(LOW, HIGH, BINS)
+READOUTS = pytest.mark.parametrize("readout", [value.regression(), CLASSIFIED], ids=["regression", "hl_gauss"])
+NOISE = np.random.default_rng(99).normal(size=(BATCH, ACTIONS))
+CFG = sac.Config(lr=0.01, gamma=0.9, tau=0.1, actor_hidden=(8,), critic_hidden=(8,))
+
+
+def fixed_noise_head(size, low, high):
+    """SAC's head with the same noise at every call, so that NumPy can have it too."""
+    head = sac.tanh_normal_head(size, low, high)
+
+    def sample(params, output, key):
+        mean, log_std = jnp.split(output, 2, -1)
+        std = jnp.exp(jnp.clip(log_std, low, high))
+        choice = mean + std * jnp.asarray(NOISE, jnp.float32)
+        return choice, distributions.tanh_normal(mean, std).log_prob_before_tanh(choice)
+
+    return head._replace(sample=sample)
+
+
+def linear(readout, cfg=CFG, **parts):
+    """SAC with nets of one layer and noise that is known."""
+    actor, critic = nets.mlp((2 * ACTIONS,)), nets.ensemble(nets.mlp((readout.size,)), cfg.members)
+    joined = nets.Net(
+        lambda key, example: critic.init(key, jax.ShapeDtypeStruct((3 + ACTIONS,), jnp.float32)),
+        lambda params, x: critic.apply(params, jnp.concatenate(x, -1)),
+    )
+    head = fixed_noise_head(ACTIONS, cfg.log_std_low, cfg.log_std_high)
+    return sac.make(cfg, SPEC, actor=actor, critic=joined, head=head, readout=readout, **parts)
+
+
+# ------------------------------------------------------------------------------------------- the update, in NumPy
+
+
+def act(params, obs, cfg):
+    mean, log_std = np.split(reference.dense(obs, params["actor"]["Dense_0"]), 2, -1)
+    log_std = np.clip(log_std, cfg.log_std_low, cfg.log_std_high)
+    before = mean + np.exp(log_std) * NOISE
+    normal = -0.5 * NOISE**2 - log_std - 0.5 * np.log(2 * np.pi)
+    log_cosh = np.logaddexp(before, -before) - np.log(2.0)
+    return np.tanh(before), np.sum(normal + 2.0 * log_cosh, -1)
+
+
+def outputs(critic, obs, action):
+    x, layer = np.concatenate([obs, action], -1), critic["Dense_0"]
+    return np.stack([x @ kernel + bias for kernel, bias in zip(layer["kernel"], layer["bias"])])
+
+
+def softmax(x):
+    exponents = np.exp(x - x.max(-1, keepdims=True))
+    return exponents / exponents.sum(-1, keepdims=True)
+
+
+CENTRES = np.linspace(LOW, HIGH, 2 * BINS + 1)[1::2]
+
+
+def values(out):
+    return out[..., 0] if out.shape[-1] == 1 else softmax(out) @ CENTRES
+
+
+def errors(out, target):
+    """[N, B], regression or classification by HL-Gauss."""
+    if out.shape[-1] == 1:
+        return 0.5 * (out[..., 0] - target) ** 2
+    from scipy.stats import norm
+
+    edges, width = np.linspace(LOW, HIGH, BINS + 1), (HIGH - LOW) / BINS
+    cdf = norm.cdf(edges, np.clip(target, LOW, HIGH)[:, None], 0.75 * width)
+    mass = np.diff(cdf, axis=1) / (cdf[:, -1:] - cdf[:, :1])
+    logits = out - out.max(-1, keepdims=True)
+    return -np.sum(mass * (logits - np.log(np.exp(logits).sum(-1, keepdims=True))), -1)
+
+
+def numpy_gradient(cfg, state, batch):
+    """The gradient of SAC's three losses, each of its own parameters, by central differences."""
+    frozen, target_critic, batch = windows.float64(state.params), windows.float64(state.target), windows.float64(batch)
+    horizon, (reward, discount, valid, last) = len(batch.reward), condensed(batch, cfg.gamma)
+    assert horizon == 1 or np.any(last > 0)
+    obs, action, next_obs = batch.obs[0], batch.action[0], batch.next_obs[last, np.arange(BATCH)]
+    temperature = np.exp(frozen["log_temperature"])
+    next_action, next_log_prob = act(frozen, next_obs, cfg)
+    following = values(outputs(target_critic, next_obs, next_action)).min(0) - temperature * next_log_prob
+    target = reward + discount * following
+
+    def total(params):
+        error = errors(outputs(params["critic"], obs, action), target).sum(0)
+        proposed, log_prob = act(params, obs, cfg)
+        actor = temperature * log_prob - values(outputs(frozen["critic"], obs, proposed)).min(0)
+        _, known = act(frozen, obs, cfg)
+        tuning = -np.exp(params["log_temperature"]) * (known + cfg.target_entropy * ACTIONS)
+        return (error + actor + tuning)[valid].mean()
+
+    return reference.gradient(total, windows.float64(state.params))
+
+
+def condensed(batch, gamma):
+    from tests.losses.test_n_step import numpy_steps
+
+    return numpy_steps(batch, gamma)
+
+
+@READOUTS
+@pytest.mark.parametrize("horizon, mode", [(1, lambda f: f), (3, jax.jit)], ids=["one_step", "three_steps_jit"])
+def test_update_equals_numpy(readout, horizon, mode):
+    algo, batch = linear(readout), batch_of(horizon)
+    state = started(algo)
+    after, metrics = mode(algo.update)(state, jax.tree.map(jnp.asarray, batch), jax.random.key(1))
+    windows.close_to_numpy(state, after, numpy_gradient(CFG, state, batch), CFG.lr)
+    for slow, old, new in zip(*(jax.tree.leaves(x) for x in (after.target, state.target, after.params["critic"]))):
+        np.testing.assert_allclose(slow, 0.9 * np.asarray(old, np.float64) + 0.1 * np.asarray(new), atol=1e-6)
+    assert float(metrics["guard/skipped_updates"]) == 0.0
+    np.testing.assert_allclose(metrics["actor/temperature"], np.exp(state.params["log_temperature"]), rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ what must not change it
+
+
+@cache
+def learner(readout=value.regression(), **changes):
+    algo = sac.make(dataclasses.replace(CFG, **changes), SPEC, readout=readout)
+    return algo, jax.jit(algo.update), started(algo)
+
+
+@pytest.mark.parametrize("garbage", [50.0, np.nan])
+def test_invalid_rows_change_nothing(garbage):
+    _, update, state = learner(normalize_obs=True)
+    batch = batch_of(2)
+    one, _ = update(state, batch, jax.random.key(2))
+    two, _ = update(state, soiled(batch, garbage), jax.random.key(2))
+    assert not same(one.params, state.params) and same(one, two)
+
+
+def test_a_batch_without_a_valid_row_changes_no_parameter():
+    _, update, state = learner(normalize_obs=True)
+    batch = batch_of()
+    after, _ = update(state, batch._replace(valid=np.zeros_like(batch.valid)), jax.random.key(3))
+    assert same(after.params, state.params) and same(after.normalizer, state.normalizer)
+
+
+@pytest.mark.parametrize("where", ["obs", "action", "reward", "next_obs"])
+def test_a_batch_with_nan_changes_no_parameter(where):
+    _, update, state = learner()
+    batch = batch_of(invalid=False)
+    state, _ = update(state, batch, jax.random.key(3))  # so that the optimiser has momentum
+    spoiled = getattr(batch, where).copy()
+    spoiled[0, 4] = np.nan
+    terminated = np.zeros_like(batch.terminated)
+    after, metrics = update(state, batch._replace(**{where: spoiled}, terminated=terminated), jax.random.key(4))
+    assert same(after.params, state.params) and float(metrics["guard/skipped_updates"]) == 1.0
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(after))
+
+
+def test_each_part_learns_from_its_own_loss_alone():
+    """Without a learning signal for one part, the gradients of the others are what they were."""
+    algo, batch = linear(value.regression()), batch_of()
+    state = started(algo)
+    one, _ = algo.update(state, batch, jax.random.key(5))
+    other_reward, _ = algo.update(state, batch._replace(reward=batch.reward + 1.0), jax.random.key(5))
+    parts = lambda after: jax.tree.map(lambda new, old: np.asarray(new - old), after.params, state.params)
+    assert same(parts(one)["actor"], parts(other_reward)["actor"])
+    assert same(parts(one)["log_temperature"], parts(other_reward)["log_temperature"])
+    assert not same(one.opt_state.mu, other_reward.opt_state.mu)
+
+
+# -------------------------------------------------------------------------------------------------------- its parts
+
+
+def test_discrete_actions_are_refused():
+    with pytest.raises(ValueError, match="SAC needs continuous actions; this environment has 2 discrete ones"):
+        sac.make(CFG, DISCRETE)
+
+
+def test_the_critics_are_different_and_as_many_as_asked_for():
+    state = sac.make(dataclasses.replace(CFG, members=5), SPEC).init(jax.random.key(6))
+    kernel = state.params["critic"]["Dense_0"]["kernel"]
+    assert kernel.shape[0] == 5 and np.all(np.std(kernel, axis=0) > 1e-3)
+    assert same(state.target, state.params["critic"])
+
+
+def test_other_aggregates_replace_a_part():
+    """Randomised ensembles (REDQ): many critics, the minimum of a random pair for targets, the mean for the actor."""
+    cfg, batch = dataclasses.replace(CFG, members=5), batch_of()
+    pair = partial(value.random_subset_minimum, size=2)
+    make = partial(sac.make, cfg, SPEC, actor_value=value.mean)
+    algo, pessimist = make(target_value=pair), make(target_value=value.minimum)
+    state = started(algo)
+    targets = [float(algo.update(state, batch, jax.random.key(i))[1]["critic/target"]) for i in range(5)]
+    lowest = [float(pessimist.update(state, batch, jax.random.key(i))[1]["critic/target"]) for i in range(5)]
+    assert np.all(np.array(targets) >= np.array(lowest)) and np.any(np.array(targets) > np.array(lowest) + 1e-3)
+
+
+def test_the_support_of_a_classifying_critic_is_a_leaf_of_whoever_holds_it():
+    """Two supports in one program: a Config of one's own around SAC's, whose floats are swept like any other."""
+
+    def update(low, high, batch, key):
+        algo = sac.make(CFG, SPEC, readout=value.classified(low, high, BINS))
+        return algo.update(algo.init(jax.random.key(7)), batch, key)[1]["critic/clipped"]
+
+    batch = jax.tree.map(jnp.asarray, batch_of(invalid=False))
+    batch = batch._replace(reward=jnp.full_like(batch.reward, 3.0), terminated=jnp.ones_like(batch.terminated))
+    clipped = jax.jit(jax.vmap(update, in_axes=(0, 0, None, None)))(
+        jnp.array([-2.0, -4.0]), jnp.array([2.0, 4.0]), batch, jax.random.key(8)
+    )
+    np.testing.assert_allclose(clipped, [1.0, 0.0])
+
+
+def test_the_temperature_moves_towards_the_target_entropy():
+    batch = batch_of(invalid=False)
+    for target_entropy, direction in ((-20.0, -1.0), (20.0, 1.0)):
+        _, update, state = learner(target_entropy=target_entropy)
+        after, _ = update(state, batch, jax.random.key(9))
+        assert np.sign(after.params["log_temperature"] - state.params["log_temperature"]) == direction
+
+
+def test_actions_are_bounded_and_the_deterministic_one_is_in_the_middle():
+    algo, _, state = learner()
+    obs = np.random.default_rng(10).normal(size=(200, 3)).astype(np.float32)
+    action, extras = algo.act(state, 30.0 * obs, jax.random.key(11))
+    assert action.shape == (200, ACTIONS) and np.all(np.abs(action) <= 1.0) and extras == {}
+    best, _ = algo.act(state, obs[:1], None)
+    many, _ = algo.act(state, jnp.broadcast_to(obs[:1], (4001, 3)), jax.random.key(12))
+    np.testing.assert_allclose(np.median(many, 0), best[0], atol=0.1)
+
+
+# ---------------------------------------------------------------------------------------------------------- learning
+
+GAMMA, HIDDEN, SEEDS = 0.9, (16,), 3
+PROBING = sac.Config(lr=1e-2, gamma=GAMMA, tau=0.05, actor_hidden=HIDDEN, critic_hidden=HIDDEN)
+UNSURPRISED = dict(initial_temperature=1e-4, target_entropy=-50.0)  # entropy counts for nothing
+
+
+def train(env, updates, readout=value.regression(), horizon=1, **changes):
+    """(Config, States of all seeds) after learning from interaction."""
+    make = partial(sac.make, readout=readout)
+    loop = loops.population(loops.off_policy(
+        make, wrap.fresh(env, 8), steps=2, updates=4, batch_size=64, capacity=2000, warmup=64, iterations=updates // 4,
+        horizon=horizon,
+    ))  # fmt: skip
+    cfg = types.strong(dataclasses.replace(PROBING, **changes))
+    carry = jax.jit(loop.init)(cfg, jax.random.split(jax.random.key(0), SEEDS))
+    return cfg, jax.jit(loop.chunk)(cfg, carry)[0].state
+
+
+def judged(env, state, obs, readout=value.regression()):
+    """The critics' values [seeds, N, B] of observations and actions [B, ...]."""
+    example = (env.spec.obs, jax.ShapeDtypeStruct((env.spec.action_size,), jnp.float32))
+    critic = nets.ensemble(nets.flat(nets.mlp((*HIDDEN, readout.size), jax.nn.relu), example), 2)
+    return jax.vmap(lambda params: readout.value(critic.apply(params["critic"], obs)))(state.params)
+
+
+WIDE = value.classified(-3.0, 13.0, 41)
+
+
+@pytest.mark.parametrize("readout, horizon", [(value.regression(), 1), (WIDE, 3)], ids=["regression", "hl_gauss_3"])
+def test_a_truncated_episode_is_worth_what_an_endless_one_is(readout, horizon):
+    env = probe.truncating(steps=5)
+    _, state = train(env, 800, readout, horizon, **UNSURPRISED)
+    found = judged(env, state, (jnp.ones((3, 1)), jnp.array([[-0.5], [0.0], [0.5]])), readout)
+    np.testing.assert_allclose(found, 1.0 / (1.0 - GAMMA), atol=0.6)
+
+
+@pytest.mark.parametrize("readout, horizon", [(value.regression(), 3), (WIDE, 1)], ids=["regression_3", "hl_gauss"])
+def test_a_terminated_episode_is_worth_its_finite_sum(readout, horizon):
+    env = probe.terminating(steps=5)
+    _, state = train(env, 800, readout, horizon, **UNSURPRISED)
+    found = judged(env, state, (jnp.eye(5), jnp.zeros((5, 1))), readout)
+    left = 5 - np.arange(5)
+    np.testing.assert_allclose(found, np.broadcast_to((1 - GAMMA**left) / (1 - GAMMA), found.shape), atol=0.3)
+
+
+@READOUTS
+def test_the_best_action_is_found(readout):
+    env = probe.continuous_action()
+    cfg, state = train(env, 800, readout, target_entropy=-2.0)
+    best = jax.vmap(lambda s: sac.make(cfg, env.spec).act(s, jnp.array([[1.0], [-1.0]]), None)[0])(state)
+    np.testing.assert_allclose(best[..., 0], np.broadcast_to([0.5, -0.5], (SEEDS, 2)), atol=0.15)

@@ -1,0 +1,114 @@
+"""Batches of windows, states away from their start, and gradients read off the optimiser, for tests of TD algorithms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from jaxrl_gen import loops, types
+from jaxrl_gen.types import Spec, Transition
+
+FEATURES, ACTIONS, BATCH = 3, 2, 12
+SPEC = Spec(jax.ShapeDtypeStruct((FEATURES,), jnp.float32), ACTIONS)
+DISCRETE = SPEC._replace(discrete=True)
+
+
+def batch_of(horizon=1, seed=0, invalid=True, spec=SPEC):
+    """A Transition of NumPy arrays [H, B, ...] with both kinds of ends and invalid rows."""
+    rng = np.random.default_rng(seed)
+    shape = (horizon, BATCH)
+    draw = lambda *more: rng.normal(size=shape + more).astype(np.float32)
+    valid = (rng.random(shape) > 0.15) if invalid else np.ones(shape, bool)
+    terminated = (rng.random(shape) < 0.2) & valid
+    truncated = ((rng.random(shape) < 0.2) & ~terminated) | ~valid
+    action = rng.integers(0, ACTIONS, shape).astype(np.int32) if spec.discrete else np.tanh(draw(ACTIONS))
+    return Transition(draw(FEATURES), action, draw(), draw(FEATURES), terminated, truncated, valid)
+
+
+def started(algo, seed=0):
+    """A State whose every parameter, and target, is away from its initialisation."""
+    state = algo.init(jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+    move = lambda x: jnp.asarray(x + rng.normal(0.0, 0.4, x.shape), jnp.float32)
+    state = state._replace(params=jax.tree.map(move, state.params))
+    return state._replace(target=jax.tree.map(move, state.target)) if hasattr(state, "target") else state
+
+
+def soiled(batch, garbage):
+    """The batch with `garbage` (a number, NaN too) in all that its invalid rows hold."""
+
+    def soil(x):
+        shaped = batch.valid.reshape(batch.valid.shape + (1,) * (x.ndim - 2))
+        return np.where(shaped, x, np.asarray(garbage if x.dtype == np.float32 else 1, x.dtype))
+
+    return batch._replace(
+        obs=soil(batch.obs), action=soil(batch.action), reward=soil(batch.reward), next_obs=soil(batch.next_obs)
+    )
+
+
+def gradient_of(state):
+    """The gradient of the first update, from Adam's first moment: a vector."""
+    return np.asarray(state.opt_state.mu, np.float64) / 0.1
+
+
+def close_to_numpy(before, after, expected, lr):
+    """The first update had the expected gradient (a pytree), and took Adam's step along it."""
+    expected, parameters = (np.asarray(ravel_pytree(x)[0], np.float64) for x in (expected, before.params))
+    scale = np.max(np.abs(expected))
+    assert scale > 1e-2
+    np.testing.assert_allclose(gradient_of(after), expected, atol=scale * 1e-4)
+    clear = np.abs(expected) > scale * 1e-2  # the sign of what is nearly zero is anyone's
+    moved = np.asarray(ravel_pytree(after.params)[0], np.float64) - parameters
+    np.testing.assert_allclose(moved[clear], -lr * np.sign(expected[clear]), rtol=1e-3, atol=1e-6)
+
+
+def float64(tree):
+    """A copy with float64 for float32."""
+    return jax.tree.map(lambda x: np.array(x, np.float64) if x.dtype == np.float32 else np.asarray(x), tree)
+
+
+def same(one, two):
+    """Whether two pytrees are equal to the bit."""
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    return all(np.array_equal(x, y, equal_nan=True) for x, y in leaves)
+
+
+def rows_of(env, count, seed=0):
+    """`count` one-row windows of one lane under uniformly random actions, leaves [count, ...], for `draw`."""
+
+    def episode(carry, key):
+        state, obs = carry
+        keys = jax.random.split(key, 3)
+        if env.spec.discrete:
+            action = jax.random.randint(keys[0], (), 0, env.spec.action_size)
+        else:
+            action = jax.random.uniform(keys[0], (env.spec.action_size,), minval=-1.0)
+        after, seen, outcome = env.step(state, action, keys[1])
+        over = types.ended(outcome)
+        row = Transition(
+            obs, action, outcome.reward, outcome.next_obs, outcome.terminated, outcome.truncated, outcome.valid
+        )
+        choose = lambda x, y: jax.tree.map(lambda x, y: jnp.where(over, x, y), x, y)
+        return choose(env.reset(keys[2]), (after, seen)), row
+
+    key_reset, key_steps = jax.random.split(jax.random.key(seed))
+    return jax.jit(lambda: jax.lax.scan(episode, env.reset(key_reset), jax.random.split(key_steps, count))[1])()
+
+
+def draw(batch_size):
+    """`(rows, key) -> Transition [1, B, ...]`, for `loops.offline`."""
+
+    def sample(rows, key):
+        chosen = jax.random.randint(key, (batch_size,), 0, len(rows.reward))
+        return jax.tree.map(lambda x: x[chosen][None], rows)
+
+    return sample
+
+
+def learn_offline(make, cfg, env, rows, updates, seeds=3, batch_size=64):
+    """(States of all seeds [S, ...], metrics [S]) after learning from the rows."""
+    loop = loops.population(loops.offline(make, env, draw(batch_size), (rows,), updates=updates))
+    cfg = types.strong(cfg)
+    carry = jax.jit(loop.init)(cfg, jax.random.split(jax.random.key(0), seeds))
+    carry, metrics = jax.jit(loop.chunk)(cfg, carry, rows)
+    return carry.state, metrics

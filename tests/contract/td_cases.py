@@ -1,0 +1,69 @@
+"""Cases of the TD critics: online, from data alone, and from both."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_gen import loops
+from jaxrl_gen.algos import bc, iql, sac
+from jaxrl_gen.envs import probe, wrap
+from jaxrl_gen.losses import value
+from jaxrl_gen.types import Transition
+from tests.contract.cases import LANES, Case
+
+ROWS = 64
+SMALL = dict(lr=1e-2, actor_hidden=(8,), critic_hidden=(8,))
+SAC = sac.Config(**SMALL, normalize_obs=True)
+IQL = iql.Config(**SMALL)
+
+
+def off_policy(make, env, horizon=1):
+    """A chunk of four iterations, all but the first of which learn, twice each."""
+    return loops.off_policy(
+        make, wrap.fresh(env, LANES), steps=2, updates=2, batch_size=16, capacity=64, warmup=8, iterations=4,
+        horizon=horizon,
+    )  # fmt: skip
+
+
+def rows(spec) -> Transition:
+    """Rows of made-up data for a Spec, leaves [ROWS, ...]."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    obs = jax.tree.map(lambda leaf: jax.random.normal(keys[0], (ROWS, *leaf.shape)), spec.obs)
+    action = jax.random.uniform(keys[1], (ROWS, spec.action_size), minval=-1.0)
+    ends = jnp.arange(ROWS) % 8 == 7
+    reward = jax.random.normal(keys[2], (ROWS,))
+    return Transition(obs, action, reward, obs, ends & (reward > 0), ends & (reward <= 0), jnp.ones(ROWS, bool))
+
+
+def sample(rows, key):
+    """Sixteen rows, as windows of one: leaves [1, 16, ...]."""
+    chosen = jax.random.randint(key, (16,), 0, ROWS)
+    return jax.tree.map(lambda x: x[chosen][None], rows)
+
+
+def offline(make, env):
+    """A chunk of two updates from data."""
+    return loops.offline(make, env, sample, (rows(env.spec),), updates=2)
+
+
+def offline_to_online(make, env):
+    """As `off_policy`, half of each batch being logged data."""
+    return loops.offline_to_online(
+        make, wrap.fresh(env, LANES), sample, (rows(env.spec),), steps=2, updates=2, batch_size=16, capacity=64,
+        warmup=8, iterations=4,
+    )  # fmt: skip
+
+
+CLASSIFIED = value.classified(-4.0, 4.0, 11)
+REDQ = partial(sac.make, target_value=partial(value.random_subset_minimum, size=2), actor_value=value.mean)
+
+CASES = [
+    Case("sac", sac.make, SAC, probe.continuous_action, off_policy),
+    Case("sac_hl_gauss_3_steps", partial(sac.make, readout=CLASSIFIED), SAC, probe.truncating,
+         partial(off_policy, horizon=3)),
+    Case("sac_redq", REDQ, sac.Config(**SMALL, members=4), probe.dict_observation, off_policy),
+    Case("iql_offline", iql.make, IQL, probe.continuous_action, offline),
+    Case("iql_offline_to_online", iql.make, IQL, probe.continuous_action, offline_to_online),
+    Case("bc_offline", bc.make, bc.Config(lr=1e-2, actor_hidden=(8,)), probe.continuous_action, offline),
+]  # fmt: skip
