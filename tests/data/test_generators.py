@@ -91,3 +91,28 @@ def test_play_of_ogbench_and_its_tasks(tmp_path):
     near = np.linalg.norm(rows.next_obs - goal, axis=1) <= 1.0
     np.testing.assert_array_equal(rows.terminated, near)
     np.testing.assert_array_equal(rows.reward, near - 1.0)
+
+
+def test_success_is_counted_once_per_episode():
+    class Counting:
+        """Succeeds at its n-th step, and ends at the fourth."""
+
+        def __init__(self, n):
+            self.n, self.steps = n, 0
+
+        def reset(self):
+            return np.zeros(1), {}
+
+        def step(self, action):
+            assert not self.steps == 4, "stepped after its end"
+            self.steps += 1
+            np.testing.assert_array_equal(action, [1.0])
+            return np.full(1, self.steps), 0.0, False, self.steps == 4, {"success": self.steps == self.n}
+
+    def act(memory, obs):
+        assert obs.dtype == np.float32
+        return memory + 1, np.full((3, 1), 7.0)
+
+    envs = [Counting(2), Counting(4), Counting(5)]
+    assert _recording.succeeded(envs, act, 0, 10).tolist() == [True, True, False]
+    assert [env.steps for env in envs] == [2, 4, 4]

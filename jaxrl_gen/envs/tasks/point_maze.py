@@ -137,11 +137,11 @@ def oracle(maze: tuple[str, ...]) -> Callable:
 
     From anywhere in a cell the straight line to the middle of a neighbour meets no wall.
     """
-    far, (rows, columns) = distances(maze), walls(maze).shape
+    far, free, columns = distances(maze), ~walls(maze).ravel(), len(maze[0])
     middle, scale = _frame(maze)
-    ways = np.full((rows * columns, rows * columns), -1, np.int32)
-    for cell in np.flatnonzero(~walls(maze)):
-        beside = np.array([n for n in _neighbours(cell, columns) if not walls(maze).flat[n]] or [cell])
+    ways = np.empty_like(far)
+    for cell in range(len(free)):  # those of walls too: rounding may put a point beside a wall into it
+        beside = np.array([n for n in _neighbours(cell, columns) if 0 <= n < len(free) and free[n]] or [cell])
         ways[:, cell] = beside[np.argmin(far[:, beside], axis=1)]
     ways = jnp.asarray(ways)  # [goal's cell, own cell] -> the cell to go to
 
