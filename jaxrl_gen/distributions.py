@@ -4,7 +4,9 @@ distrax takes seconds to import, so it is imported when the first distribution i
 """
 
 import math
+from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -108,3 +110,148 @@ def _log_det_tanh(x):
 
 def _atanh(value):
     return jnp.arctanh(jnp.clip(value.astype(jnp.float32), -LARGEST_BELOW_ONE, LARGEST_BELOW_ONE))
+
+
+class Head(NamedTuple):
+    """How an actor's output becomes actions, and how likely they were, as pure functions of the head's own parameters.
+
+    What is chosen is remembered as it was before any squashing, for there its log-probability loses nothing:
+    `sample(params, output, key) -> (choice, log_prob [...])`, `action(choice) -> action`, `mode(params, output) ->
+    action` and `score(params, output, choice, key) -> (log_prob [...], entropy [...])`, where the entropy may be an estimate.
+    """
+
+    init: Callable  # key -> params
+    sample: Callable
+    action: Callable
+    mode: Callable
+    score: Callable
+    features: int  # how many numbers it reads of the actor
+
+
+def categorical_head(size: int) -> Head:
+    """Classes chosen by logits, the actor's output.
+
+    Args:
+      size: V classes.
+    """
+
+    def sample(params, output, key):
+        dist = categorical(output)
+        choice = dist.sample(seed=key)
+        return choice, dist.log_prob(choice)
+
+    def score(params, output, choice, key):
+        dist = categorical(output)
+        return dist.log_prob(choice), dist.entropy()
+
+    return Head(
+        init=lambda key: {},
+        sample=sample,
+        action=lambda choice: choice,
+        mode=lambda params, output: categorical(output).mode(),
+        score=score,
+        features=size,
+    )
+
+
+def tanh_normal_head(size: int, initial_std: jax.Array = 1.0) -> Head:
+    """Actions tanh(x) with x normal: its mean is the actor's output, its deviation a parameter of its own.
+
+    Args:
+      size: A coordinates.
+      initial_std: before the tanh.
+    """
+
+    def of(params, output):
+        return tanh_normal(output, jnp.broadcast_to(jnp.exp(params["log_std"]), output.shape))
+
+    def sample(params, output, key):
+        dist = of(params, output)
+        choice = dist.before_tanh.sample(seed=key)
+        return choice, dist.log_prob_before_tanh(choice)
+
+    def score(params, output, choice, key):
+        dist = of(params, output)
+        return dist.log_prob_before_tanh(choice), dist.entropy_estimate(key)
+
+    return Head(
+        init=lambda key: {"log_std": jnp.full((size,), jnp.log(initial_std), jnp.float32)},
+        sample=sample,
+        action=jnp.tanh,
+        mode=lambda params, output: of(params, output).mode(),
+        score=score,
+        features=size,
+    )
+
+
+def flow_head(
+    velocity: Callable, init: Callable, size: int, features: int, *, steps: int = 10, noise: jax.Array = 0.5
+) -> Head:
+    """Actions made by a flow from noise to data in `steps` stochastic steps, each of known density.
+
+    From x_0 ~ N(0, I), with t = k / steps (t = 1 is data) and dt = 1 / steps:
+
+        x_{k+1} = x_k + [v - noise^2 / 2 (x_k - t v)] dt + noise sqrt((1 - t) dt) eps_k,    v = velocity(x_k, t)
+
+    The correction is half the squared diffusion, noise^2 (1 - t), times the score -(x - t v) / (1 - t) of the path
+    (1 - t) noise + t data: so that, for small steps, the noise moves no marginal, and with noise = 0 this is Euler's
+    method. What is chosen is the whole chain, and its log-probability the sum over steps: with it a policy gradient
+    goes through a denoiser as through any other policy. The action is the chain's end, clipped to [-1, 1].
+
+    Args:
+      velocity: `(params, x [..., A], t [...], output [..., features]) -> [..., A]`.
+      init: key -> params of the velocity.
+      size: A.
+      features: numbers of the actor's output that the velocity reads.
+      steps: K; the chain is [..., K + 1, A].
+      noise: above 0; scalar.
+    Returns:
+      Head. Its `mode` follows the flow without noise from one x_0, the same always and everywhere: x_0 = 0 would lie
+      between two modes. Its entropy is zero: that of the steps is a constant.
+    Reference: Ren et al. 2024, arXiv 2409.00588 (PPO over denoising steps); Liu et al. 2025, arXiv 2505.05470 (a flow
+      with noise and the same marginals)
+    """
+    dt = 1.0 / steps
+
+    def mean(params, x, k, output, noise):
+        t = jnp.broadcast_to(k * dt, x.shape[:-1])
+        v = velocity(params, x, t, output)
+        return x + (v - 0.5 * noise**2 * (x - t[..., None] * v)) * dt
+
+    def deviation(k):
+        return noise * jnp.sqrt((1.0 - k * dt) * dt)
+
+    def log_density(x, mean, std):
+        return jnp.sum(-0.5 * ((x - mean) / std) ** 2 - jnp.log(std) - 0.5 * math.log(2.0 * math.pi), -1)
+
+    def sample(params, output, key):
+        key_first, key_steps = jax.random.split(key)
+        first = jax.random.normal(key_first, (*output.shape[:-1], size), jnp.float32)
+        eps = jax.random.normal(key_steps, (steps, *first.shape), jnp.float32)
+
+        def step(x, row):
+            k, eps = row
+            expected = mean(params, x, k, output, noise)
+            following = expected + deviation(k) * eps
+            return following, (following, log_density(following, expected, deviation(k)))
+
+        _, (chain, log_prob) = jax.lax.scan(step, first, (jnp.arange(steps, dtype=jnp.float32), eps))
+        chain = jnp.moveaxis(jnp.concatenate([first[None], chain]), 0, -2)
+        return chain, jnp.sum(log_prob, 0) + log_density(first, 0.0, jnp.ones(()))
+
+    def score(params, output, choice, key):
+        """All steps at once: the chain is known, so nothing has to wait for anything."""
+        k = jnp.arange(steps, dtype=jnp.float32)
+        before, after = choice[..., :-1, :], choice[..., 1:, :]
+        seen = jnp.broadcast_to(output[..., None, :], (*before.shape[:-1], output.shape[-1]))
+        expected = mean(params, before, k, seen, noise)
+        log_prob = jnp.sum(log_density(after, expected, deviation(k)[:, None]), -1)
+        log_prob += log_density(choice[..., 0, :], 0.0, jnp.ones(()))
+        return log_prob, jnp.zeros_like(log_prob)
+
+    def mode(params, output):
+        first = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (size,), jnp.float32), (*output.shape[:-1], size))
+        step = lambda x, k: (mean(params, x, k, output, 0.0), None)
+        return jnp.clip(jax.lax.scan(step, first, jnp.arange(steps, dtype=jnp.float32))[0], -1.0, 1.0)
+
+    return Head(init, sample, lambda choice: jnp.clip(choice[..., -1, :], -1.0, 1.0), mode, score, features)

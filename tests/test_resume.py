@@ -53,7 +53,9 @@ def placed(case, population):
         loop, key = loops.population(loop), jax.random.split(key, 2)
     jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles twice as fast
     target = jax.eval_shape(loop.init, case.config(), key)
-    return jit(loop.chunk, donate_argnums=1), case.config(), lambda: jit(loop.init)(case.config(), key), target
+    compiled = jit(loop.chunk, donate_argnums=1)
+    chunk = lambda cfg, carry: compiled(cfg, carry, *loop.data)
+    return chunk, case.config(), lambda: jit(loop.init)(case.config(), key), target
 
 
 def go_on(folder):

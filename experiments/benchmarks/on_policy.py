@@ -86,14 +86,20 @@ def ours(env, cfg, *, steps: int, iterations: int, seeds: int) -> dict:
     return figures(compile_seconds, 4 * loop.steps_per_chunk * seeds, seconds, last_return=float(np.mean(returns[-1])))
 
 
-def simulator(env, *, steps: int) -> dict:
-    """The environment alone, each lane reset by nobody, with uniform random actions: the limit for any learner."""
+def simulator(env, *, steps: int, rollouts: int = 1) -> dict:
+    """The environment alone with uniform random actions: the limit for any learner.
+
+    Resets are renewed before each of the rollouts, as a training loop does; lanes that nobody resets have none.
+    """
     import jax
     import jax.numpy as jnp
 
-    lanes, size = env.lanes, env.spec.action_size
+    from jaxrl_gen import loops
 
-    def rollout(state, key):
+    lanes, size = env.lanes, env.spec.action_size
+    renew = loops.renewal(env, steps, rollouts)
+
+    def rollout(state, row):
         def step(state, key):
             key_action, key_step = jax.random.split(key)
             if env.spec.discrete:
@@ -103,15 +109,19 @@ def simulator(env, *, steps: int) -> dict:
             state, obs, outcome = env.step(state, action, jax.random.split(key_step, lanes))
             return state, (jnp.sum(outcome.reward), jax.tree.map(jnp.sum, obs))
 
-        return jax.lax.scan(step, state, jax.random.split(key, steps))
+        key_renew, key_steps = jax.random.split(row[0])
+        return jax.lax.scan(step, renew(state, key_renew, row[1]), jax.random.split(key_steps, steps))
+
+    def whole(state, key):
+        return jax.lax.scan(rollout, state, (jax.random.split(key, rollouts), jnp.arange(rollouts)))
 
     start = time.perf_counter()
     key = jax.random.key(0)
     state, _ = jax.jit(env.reset)(key)
-    run = jax.jit(rollout).lower(state, key).compile()
+    run = jax.jit(whole).lower(state, key).compile()
     compile_seconds = time.perf_counter() - start
     jax.block_until_ready(run(state, key))
-    return figures(compile_seconds, steps * lanes, timed(lambda: run(state, key), 5))
+    return figures(compile_seconds, rollouts * steps * lanes, timed(lambda: run(state, key), 5))
 
 
 def lanes_without_reset(env, lanes: int):
@@ -250,7 +260,7 @@ def cheetah_simulator() -> dict:
 def cheetah_pooled(together: int | None) -> dict:
     from jaxrl_gen.envs import playground, wrap
 
-    return simulator(wrap.pooled(playground.make("CheetahRun"), 128, together=together), steps=128)
+    return simulator(wrap.pooled(playground.make("CheetahRun"), 128, together=together), steps=64, rollouts=10)
 
 
 # --------------------------------------------------------------------- CartpoleSwingup: 4 seeds x 64 lanes x 128 steps
@@ -267,7 +277,13 @@ def swingup_ours() -> dict:
 def swingup_simulator() -> dict:
     from jaxrl_gen.envs import playground
 
-    return simulator(lanes_without_reset(playground.make("CartpoleSwingup"), 256), steps=512)
+    return simulator(lanes_without_reset(playground.make("CartpoleSwingup"), 256), steps=128, rollouts=10)
+
+
+def swingup_pooled() -> dict:
+    from jaxrl_gen.envs import playground, wrap
+
+    return simulator(wrap.pooled(playground.make("CartpoleSwingup"), 256), steps=128, rollouts=10)
 
 
 SIDES = {  # name: what to run; the first side of each task is the one that ratios are taken to
@@ -286,6 +302,7 @@ SIDES = {  # name: what to run; the first side of each task is the one that rati
     "CheetahRun | the same, 32 lanes at a time": partial(cheetah_pooled, 32),
     "CartpoleSwingup, 4 seeds | jaxrl_gen": swingup_ours,
     "CartpoleSwingup, 4 seeds | simulator alone": swingup_simulator,
+    "CartpoleSwingup, 4 seeds | simulator with resets, quarantine and sums": swingup_pooled,
 }
 
 

@@ -47,7 +47,7 @@ class Config:
 class State(NamedTuple):
     """What PPO changes."""
 
-    params: PyTree  # actor, critic, log_std
+    params: PyTree  # actor, head, critic
     opt_state: PyTree
     normalizer: normalize.Normalizer
     kl_coefficient: jax.Array
@@ -59,7 +59,7 @@ class Rows(NamedTuple):
 
     actor_obs: PyTree
     critic_obs: PyTree
-    choice: jax.Array  # the action before its tanh, or the class chosen
+    choice: PyTree  # the action before its tanh, or the class chosen
     log_prob: jax.Array
     value: jax.Array
     advantage: jax.Array
@@ -74,6 +74,7 @@ def make(
     *,
     actor: nets.Net | None = None,
     critic: nets.Net | None = None,
+    head: distributions.Head | None = None,
     actor_view: Callable = lambda obs: obs,
     critic_view: Callable = lambda obs: obs,
     policy_loss: Callable = policy.clipped_surrogate,
@@ -83,15 +84,18 @@ def make(
     Args:
       cfg: Config.
       spec: of one lane.
-      actor: Net from what `actor_view` picks to A means, or A logits; default: a perceptron over its flattened leaves.
+      actor: Net from what `actor_view` picks to what the head reads; default: a perceptron over its flattened leaves.
       critic: Net from what `critic_view` picks to one number; default: likewise. Both may have memory, or neither.
+      head: how the actor's output becomes actions; default: tanh-normal with A means, or categorical with A logits.
       actor_view, critic_view: obs -> the leaves that each may see (asymmetric actor and critic).
       policy_loss: `(log_prob [B], old_log_prob [B], advantage [B], *, clip) -> (loss [B], metrics)`.
     Returns:
       Algorithm whose batch is a Transition of `[T, E, ...]` rows.
     """
     actor_spec, critic_spec = actor_view(spec.obs), critic_view(spec.obs)
-    actor = actor or nets.flat(nets.mlp((*cfg.actor_hidden, spec.action_size), last_scale=0.01), actor_spec)
+    default = distributions.categorical_head if spec.discrete else distributions.tanh_normal_head
+    head = head or default(spec.action_size, *([] if spec.discrete else [cfg.initial_std]))
+    actor = actor or nets.flat(nets.mlp((*cfg.actor_hidden, head.features), last_scale=0.01), actor_spec)
     critic = critic or nets.flat(nets.mlp((*cfg.critic_hidden, 1)), critic_spec)
     if (actor.memory is None) != (critic.memory is None):
         raise ValueError("actor and critic must both have memory, or neither")
@@ -99,24 +103,15 @@ def make(
     optimizer = optax.chain(optax.clip_by_global_norm(cfg.max_grad_norm), optax.scale_by_adam(eps=cfg.adam_epsilon))
 
     def init(key):
-        key_actor, key_critic = jax.random.split(key)
-        params = {"actor": actor.init(key_actor, actor_spec), "critic": critic.init(key_critic, critic_spec)}
-        if not spec.discrete:
-            params["log_std"] = jnp.full((spec.action_size,), jnp.log(cfg.initial_std), jnp.float32)
+        keys = jax.random.split(key, 3)
+        params = {"actor": actor.init(keys[0], actor_spec), "critic": critic.init(keys[1], critic_spec)}
+        params["head"] = head.init(keys[2])
         normalizer = normalize.init(spec.obs if cfg.normalize_obs else ())
         zero = jnp.zeros((), jnp.float32)
         return State(params, optimizer.init(ravel_pytree(params)[0]), normalizer, zero + cfg.kl_coefficient, zero)
 
     def see(normalizer, obs):
         return normalize.apply(normalizer, obs) if cfg.normalize_obs else obs
-
-    def distribution(params, output):
-        if spec.discrete:
-            return distributions.categorical(output)
-        return distributions.tanh_normal(output, jnp.broadcast_to(jnp.exp(params["log_std"]), output.shape))
-
-    def log_prob_of(dist, choice):
-        return dist.log_prob(choice) if spec.discrete else dist.log_prob_before_tanh(choice)
 
     def act(state, obs, key):
         memory, extras = None, {}
@@ -129,12 +124,10 @@ def make(
             extras["memory"] = {"actor": actor_memory, "critic": critic_memory}
         else:
             output = actor.apply(state.params["actor"], actor_view(seen))
-        dist = distribution(state.params, output)
         if key is None:
-            return dist.mode(), extras
-        choice = (dist if spec.discrete else dist.before_tanh).sample(seed=key)
-        extras |= {"choice": choice, "log_prob": log_prob_of(dist, choice)}
-        return (choice if spec.discrete else jnp.tanh(choice)), extras
+            return head.mode(state.params["head"], output), extras
+        choice, log_prob = head.sample(state.params["head"], output, key)
+        return head.action(choice), extras | {"choice": choice, "log_prob": log_prob}
 
     def memory(lanes):
         return {"actor": actor.memory(lanes), "critic": critic.memory(lanes)} if remembers else None
@@ -160,9 +153,7 @@ def make(
 
     def loss(params, rows, memory, kl_coefficient, key):
         output, value = outputs(params, rows, memory)
-        dist = distribution(params, output)
-        log_prob = log_prob_of(dist, rows.choice)
-        entropy = dist.entropy() if spec.discrete else dist.entropy_estimate(key)
+        log_prob, entropy = head.score(params["head"], output, rows.choice, key)
         surrogate, of_surrogate = policy_loss(log_prob, rows.log_prob, rows.advantage, clip=cfg.clip)
         error, of_value = policy.clipped_value_loss(value, rows.target, rows.value, clip=cfg.value_clip)
         bonus, of_entropy = policy.entropy_bonus(entropy)

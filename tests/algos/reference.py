@@ -59,7 +59,7 @@ def log_prob_and_entropy(params, output, choice, discrete):
     if discrete:
         logits = log_softmax(output, -1)
         return np.take_along_axis(logits, choice[..., None], -1)[..., 0], -np.sum(np.exp(logits) * logits, -1)
-    std = np.exp(params["log_std"])
+    std = np.exp(params["head"]["log_std"])
     normal = -0.5 * ((choice - output) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
     log_cosh = np.logaddexp(choice, -choice) - np.log(2.0)
     return np.sum(normal + 2.0 * log_cosh, -1), 0.0

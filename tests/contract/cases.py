@@ -28,13 +28,18 @@ def on_policy(make: Callable, env: Env) -> loops.Loop:
 
 
 class Case(NamedTuple):
-    """An algorithm, its Config, one lane of an environment, and the kind of loop that trains it."""
+    """An algorithm, its Config, one lane of an environment, and the kind of loop that trains it.
+
+    Families keep theirs in files beside this one, which names them all below.
+    """
 
     name: str
     make: Callable
     cfg: Any
     env: Callable[[], Env]
     train: Callable[[Callable, Env], loops.Loop] = on_policy
+    rate: str = "lr"  # the float that the suites change
+    read: Callable[[Env], Any] | None = None  # what `act` reads, a few of it; default: the carry's own observations
 
     def loop(self, change: Callable[[Env], Env] = lambda env: env) -> loops.Loop:
         """The Loop of this case; `change` alters the one lane first."""
@@ -65,6 +70,8 @@ CASES = [
     Case("ppo_dict_observation", asymmetric_ppo, PPO, probe.dict_observation),
 ]
 EVERY_CASE = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+ONLINE = [case for case in CASES if case.loop().env.lanes]  # those that act in the environment while they learn
+EVERY_ONLINE_CASE = pytest.mark.parametrize("case", ONLINE, ids=[case.name for case in ONLINE])
 
 
 def start(case: Case, seed: int = 0, **changes):

@@ -11,7 +11,7 @@ import pytest
 
 from jaxrl_gen import loops, types
 from jaxrl_gen.envs import probe
-from tests.contract.cases import EVERY_CASE, LANES
+from tests.contract.cases import EVERY_CASE, EVERY_ONLINE_CASE, LANES
 
 SEEDS = 3
 
@@ -47,12 +47,13 @@ class Ready(NamedTuple):
 def ready(case) -> Ready:
     loop, cfg, traces = case.loop(probe.poisonable), case.config(), []
 
-    def chunk(cfg, carry):
+    def counted(cfg, carry, *data):
         traces.append(1)
-        return loop.chunk(cfg, carry)
+        return loop.chunk(cfg, carry, *data)
 
-    init = jax.jit(loop.init)
-    return Ready(loop, cfg, init, init(cfg, jax.random.key(0)), jax.jit(chunk), traces)
+    init, jitted = jax.jit(loop.init), jax.jit(counted)
+    chunk = lambda cfg, carry: jitted(cfg, carry, *loop.data)
+    return Ready(loop, cfg, init, init(cfg, jax.random.key(0)), chunk, traces)
 
 
 @EVERY_CASE
@@ -64,7 +65,7 @@ def test_the_config_passes_its_own_check(case):
 def test_carry_out_is_like_carry_in(case):
     it = ready(case)
     carry = jax.eval_shape(it.loop.init, it.cfg, jax.random.key(0))
-    after, metrics = jax.eval_shape(it.loop.chunk, it.cfg, carry)
+    after, metrics = jax.eval_shape(it.loop.chunk, it.cfg, carry, *it.loop.data)
     assert jax.tree.structure(after) == jax.tree.structure(carry)
     assert describe(after) == describe(carry)
     assert not any(weak for *_, weak in describe(carry).values())
@@ -76,8 +77,8 @@ def test_carry_out_is_like_carry_in(case):
 def test_one_trace_for_all_chunks_and_learning_rates(case):
     it = ready(case)
     carry = it.carry
-    for lr in (1e-2, 3e-3, 0.0):
-        carry, _ = it.chunk(case.config(lr=lr), carry)
+    for rate in (1e-2, 3e-3, 0.0):
+        carry, _ = it.chunk(case.config(**{case.rate: rate}), carry)
     assert len(it.traces) == 1
 
 
@@ -106,7 +107,7 @@ def test_no_key_is_used_twice(case):
     with jax.debug_key_reuse(True):
         carry = jax.eval_shape(loop.init, cfg, jax.random.key(0))
         jax.eval_shape(jax.jit(loop.init), cfg, jax.random.key(0))
-        jax.eval_shape(jax.jit(loop.chunk), cfg, carry)
+        jax.eval_shape(jax.jit(loop.chunk), cfg, carry, *loop.data)
 
 
 @EVERY_CASE
@@ -117,7 +118,7 @@ def test_a_key_used_twice_is_found(case):
 
     def careless(cfg, carry):
         jax.random.normal(carry.key)
-        return loop.chunk(cfg, carry)
+        return loop.chunk(cfg, carry, *loop.data)
 
     with jax.debug_key_reuse(True), pytest.raises(jax.errors.KeyReuseError):
         jax.eval_shape(jax.jit(careless), cfg, carry)
@@ -142,7 +143,7 @@ def test_a_member_of_a_population_is_the_single_run(case):
     many = loops.population(it.loop)
     keys, rates = jax.random.split(jax.random.key(1), SEEDS), [1e-3, 3e-3, 1e-2]
     carries = jax.jit(many.init)(it.cfg, keys)
-    after, metrics = jax.jit(many.chunk)(case.config(lr=np.array(rates)), carries)
+    after, metrics = jax.jit(many.chunk)(case.config(**{case.rate: np.array(rates)}), carries, *many.data)
     assert {x.shape for x in metrics.values()} == {(SEEDS,)}
     for k in range(SEEDS):
         member = lambda tree: jax.tree.map(lambda x: x[k], tree)
@@ -150,7 +151,7 @@ def test_a_member_of_a_population_is_the_single_run(case):
         assert same(member(carries).key, single.key) and same(member(carries).env_state, single.env_state)
         for one, two in zip(numbers(member(carries)), numbers(single), strict=True):
             np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
-        expected, _ = it.chunk(case.config(lr=rates[k]), single)
+        expected, _ = it.chunk(case.config(**{case.rate: rates[k]}), single)
         for one, two in zip(numbers(member(after)), numbers(expected), strict=True):
             np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
 
@@ -159,26 +160,40 @@ def test_a_member_of_a_population_is_the_single_run(case):
 def test_act_without_a_key_is_deterministic(case):
     it = ready(case)
     carry, spec = it.carry, it.loop.env.spec
-    obs = carry.obs if carry.memory is None else types.Recalled(carry.obs, carry.memory)
+    obs = case.read(it.loop.env) if case.read else carry.obs
+    if carry.memory is not None:
+        obs = types.Recalled(obs, carry.memory)
     act = jax.jit(lambda cfg, state, obs: it.loop.make(cfg, spec).act(state, obs, None))
     one, two = act(it.cfg, carry.state, obs), act(it.cfg, carry.state, obs)
     assert same(one, two)
     action, extras = one
-    assert action.shape == ((LANES,) if spec.discrete else (LANES, spec.action_size))
+    if not case.read:
+        assert action.shape == ((LANES,) if spec.discrete else (LANES, spec.action_size))
     assert ("memory" in extras) == (carry.memory is not None)
 
 
-@EVERY_CASE
+def lived(carry, batch):
+    """The rows that an iteration collected, leaves [T, E, ...]: its batch, or what it wrote into an empty replay."""
+    if carry.replay == ():
+        return batch
+    ring, count = carry.replay, int(carry.replay.position)
+    taken = {name: x for name, x in ring._asdict().items() if name in types.Transition._fields}
+    return types.Transition(**jax.tree.map(lambda x: x[:count], taken), next_obs=())
+
+
+@EVERY_ONLINE_CASE
 def test_a_poisoned_lane_is_contained(case):
     """One simulator turns NaN: the rows of the other lanes are the same to the bit, and the State stays finite."""
     it = ready(case)
     sick = it.carry._replace(env_state=probe.poison(it.carry.env_state, lane=2))
     iteration = jax.jit(it.loop.iteration)
-    (_, healthy, rows), (after, metrics, poisoned) = iteration(it.cfg, it.carry), iteration(it.cfg, sick)
+    (well, healthy, rows), (after, metrics, poisoned) = iteration(it.cfg, it.carry), iteration(it.cfg, sick)
+    rows, poisoned = lived(well, rows), lived(after, poisoned)
     assert float(healthy["env/quarantined"]) == 0.0 and float(metrics["env/quarantined"]) == 1.0
-    assert float(metrics["guard/skipped_updates"]) == 0.0
-    assert all(np.all(np.isfinite(x)) for x in numbers(after.state))
     others = np.array([0, 1, 3])
     assert same(jax.tree.map(lambda x: x[:, others], rows), jax.tree.map(lambda x: x[:, others], poisoned))
     np.testing.assert_array_equal(np.argwhere(~np.asarray(poisoned.valid)), [[0, 2]])
+    after, metrics = it.chunk(it.cfg, sick)
+    assert all(np.all(np.isfinite(x)) for x in numbers(after.state))
+    assert float(metrics["guard/skipped_updates"]) == 0.0
     assert not same(after.state, it.carry.state)
