@@ -214,12 +214,12 @@ def picture(maze: tuple[str, ...]) -> Callable:
     wall = walls(maze)
 
     def draw(views, height, width):
-        fine = int(np.clip(min(height // wall.shape[0], width // wall.shape[1]), 1, 12))  # dots per cell
+        fine = max(1, min(height // wall.shape[0], width // wall.shape[1]))  # dots per cell
         paper = 7 * wall.repeat(fine, 0).repeat(fine, 1)
         x, y = (np.arange(n * fine) / fine + 0.5 / fine for n in wall.shape[::-1])
         within = lambda at, size: np.hypot(x - at[:, :1, None], y[:, None] - at[:, 1:, None]) < size
-        cells = np.where(within(np.asarray(views.goal), 0.3), 4, paper)
-        return sketch.grid(np.where(within(np.asarray(views.position), 0.2), 2, cells), height, width)
+        cells = np.where(within(np.asarray(views.goal), 0.35), 4, paper)
+        return sketch.grid(np.where(within(np.asarray(views.position), 0.25), 2, cells), height, width)
 
     return draw
 
