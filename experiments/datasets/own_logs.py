@@ -1,4 +1,4 @@
-"""Logs of this toolkit's own PPO on a brax task, after D4RL's protocol: random, medium, medium-replay and expert.
+"""Logs of this toolkit's own PPO on an MJX task, after D4RL's protocol: random, medium, medium-replay and expert.
 
 Run:      python -m experiments.datasets.own_logs
 Hardware: not measured
@@ -18,10 +18,10 @@ from jaxrl_gen import loops
 from jaxrl_gen.algos import ppo
 from jaxrl_gen.data import arrays, trajectory
 from jaxrl_gen.data.trajectory import Dataset
-from jaxrl_gen.envs import brax, wrap
+from jaxrl_gen.envs import playground, wrap
 from jaxrl_gen.types import Env, PyTree, Transition, strong
 
-LANES, STEPS = 128, 32  # of a rollout
+LANES, STEPS = 64, 64  # of a rollout
 MEDIUM = 1 / 3  # of the way from the random policy's return to the expert's
 
 
@@ -31,15 +31,11 @@ class Logs:
 
     folder: Path = Path("datasets")
     seed: int = 0
-    task: str = "hopper"
-    backend: str = "spring"
-    total_steps: float = 4e6  # of PPO, whose last policy is the expert
+    task: str = "CartpoleSwingup"  # of MuJoCo Playground
+    total_steps: float = 2e6  # of PPO, whose last policy is the expert
     episodes: int = 100  # of random, medium and expert each
     replay_steps: int = 200_000  # of medium-replay at most, the latest before the medium policy
-    algo: ppo.Config = ppo.Config(
-        lr=1e-3, lr_end=0.0, gamma=0.99, reward_scale=0.1, minibatches=8, actor_hidden=(128, 128),
-        critic_hidden=(128, 128),
-    )  # fmt: skip
+    algo: ppo.Config = ppo.Config(lr=1e-3, lr_end=0.0, epochs=2, minibatches=8, entropy_coefficient=0.003)
 
 
 def train(env: Env, cfg: ppo.Config, key: jax.Array, updates: int) -> tuple[list[PyTree], np.ndarray, list[Transition]]:
@@ -87,7 +83,7 @@ def replayed(logged: list[Transition], steps: int) -> Dataset:
 
 def main(command: Logs) -> None:
     """Train, choose the policies, let each play, and write it all down."""
-    env = brax.make(command.task, backend=command.backend)
+    env = playground.make(command.task)
     updates = round(command.total_steps / (LANES * STEPS))
     cfg = strong(dataclasses.replace(command.algo, lr_updates=float(updates)))
     key_train, *keys = jax.random.split(jax.random.key(command.seed), 4)
@@ -109,11 +105,11 @@ def main(command: Logs) -> None:
     made["medium"] = played(states[middle], keys[2])
     made["medium_replay"] = replayed(logged[:middle], command.replay_steps)
     about = {
-        "task": f"brax {command.task} ({command.backend})", "medium after steps": middle * STEPS * LANES,
+        "task": f"{command.task} of MuJoCo Playground", "medium after steps": middle * STEPS * LANES,
         "normalised": "100 (return - random) / (expert - random)",
     }  # fmt: skip
     for name, data in made.items():
-        path = command.folder / f"{command.task}_{name}.npz"
+        path = command.folder / f"{command.task.lower()}_{name}.npz"
         arrays.write_d4rl(path, data)
         describe(path, data, command.seed, ends, **about)
 

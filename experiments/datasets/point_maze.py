@@ -55,25 +55,25 @@ def policy(maze: Maze, *, noise: float = 0.0, random: float = 0.0, back: float =
     return act
 
 
-def expert(maze: Maze, key: jax.Array, count: int) -> Dataset:
+def expert(maze: Maze, key: jax.Array, count: int, reward: Callable = point_maze.sparse) -> Dataset:
     """The expert with a little noise, so that cloning it is well posed."""
-    return episodes(point_maze.make(maze), policy(maze, noise=0.1), key, count)
+    return episodes(point_maze.make(maze, reward=reward), policy(maze, noise=0.1), key, count)
 
 
-def medium(maze: Maze, key: jax.Array, count: int) -> Dataset:
+def medium(maze: Maze, key: jax.Array, count: int, reward: Callable = point_maze.sparse) -> Dataset:
     """The expert at two steps in three, and at the third one step back: a slow policy with two opposite minds.
 
     The mean of its actions is good and slow; the better ones among them are the expert's.
     """
-    return episodes(point_maze.make(maze), policy(maze, noise=0.1, back=1 / 3), key, count)
+    return episodes(point_maze.make(maze, reward=reward), policy(maze, noise=0.1, back=1 / 3), key, count)
 
 
-def noisy(maze: Maze, key: jax.Array, count: int) -> Dataset:
+def noisy(maze: Maze, key: jax.Array, count: int, reward: Callable = point_maze.sparse) -> Dataset:
     """The expert under so much noise that each single action says little, and only their mean is good."""
-    return episodes(point_maze.make(maze), policy(maze, noise=1.5), key, count)
+    return episodes(point_maze.make(maze, reward=reward), policy(maze, noise=1.5), key, count)
 
 
-def stitching(maze: Maze, key: jax.Array, count: int) -> Dataset:
+def stitching(maze: Maze, key: jax.Array, count: int, reward: Callable = point_maze.sparse) -> Dataset:
     """Short ways between random places, labelled with the task's reward: none leads from the start to the goal.
 
     The task's goal is in every observation. An episode that comes by it terminates there, and what follows is another.
@@ -85,8 +85,9 @@ def stitching(maze: Maze, key: jax.Array, count: int) -> Dataset:
     data = data._replace(obs=data.obs.at[:, 2:].set(_seen(maze, "G")))
     scale = max(len(maze), len(maze[0])) / 2
     after = trajectory.to_rows(data).next_obs
-    reached = np.hypot(*(after[:, :2] - after[:, 2:]).T) * scale < point_maze.REACHED
-    return trajectory.relabelled(data, reached, reached)
+    distance = np.hypot(*(after[:, :2] - after[:, 2:]).T) * scale
+    reached = distance < point_maze.REACHED
+    return trajectory.relabelled(data, reward(distance, reached), reached)
 
 
 def _seen(maze: Maze, mark: str) -> np.ndarray:

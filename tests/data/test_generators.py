@@ -20,7 +20,7 @@ def test_episodes_are_whole_and_as_many_as_asked_for():
 
 
 def test_stitching_never_leads_from_start_to_goal():
-    data = point_maze.stitching(maze.U_MAZE, jax.random.key(0), 50)
+    data = point_maze.stitching(maze.U_MAZE, jax.random.key(0), 50, maze.hurry)
     scale, (start,), (goal,) = 2.5, maze.centres(maze.U_MAZE, "S"), maze.centres(maze.U_MAZE, "G")
     place = np.asarray(data.obs)[:, :2] * scale + 2.5
     np.testing.assert_allclose(np.asarray(data.obs)[:, 2:], np.broadcast_to((goal - 2.5) / scale, (len(place), 2)))
@@ -32,7 +32,7 @@ def test_stitching_never_leads_from_start_to_goal():
     rows = trajectory.to_rows(data)
     reached = np.hypot(*(rows.next_obs[:, :2] - rows.next_obs[:, 2:]).T) * scale < maze.REACHED
     np.testing.assert_array_equal(rows.terminated, reached)
-    np.testing.assert_array_equal(rows.reward, reached)
+    np.testing.assert_array_equal(rows.reward, reached - 1.0)
 
 
 def test_the_expert_is_better_than_the_medium_and_the_noisy_policy():

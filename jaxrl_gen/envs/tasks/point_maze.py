@@ -70,6 +70,12 @@ def sparse(distance: jax.Array, reached: jax.Array) -> jax.Array:
     return reached.astype(jnp.float32)
 
 
+def hurry(distance: jax.Array, reached: jax.Array) -> jax.Array:
+    """Reward -1 for every step that does not reach the goal: advantages are counted in steps."""
+    del distance
+    return reached.astype(jnp.float32) - 1.0
+
+
 def dense(distance: jax.Array, reached: jax.Array) -> jax.Array:
     """Reward exp(-distance), the straight one in metres, which leads into dead ends."""
     del reached
@@ -86,7 +92,7 @@ def make(maze: tuple[str, ...] = U_MAZE, *, reward: Callable = sparse, time_limi
 
     Args:
       maze: the picture; `U_MAZE`, `FOUR_ROOMS`, `LARGE`, or another whose border is wall.
-      reward: `(distance to the goal [m], reached) -> reward`; `sparse`, `dense` or another.
+      reward: `(distance to the goal [m], reached) -> reward`; `sparse`, `hurry`, `dense` or another.
       time_limit: steps until an episode is truncated; default: 4 times what the longest way there takes at full speed.
     Returns:
       Env of one lane that does not reset itself.
