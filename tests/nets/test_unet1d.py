@@ -29,11 +29,11 @@ def inputs(*leading, seed=0, like=None):
 @functools.cache
 def built(channels=CHANNELS):
     net = nets.unet1d(channels, KERNEL, TIME, GROUPS)
-    params = net.init(jax.random.key(0), example())
+    params = jax.jit(lambda key: net.init(key, example()))(jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)  # scales and offsets of normalisation other than one and zero
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [x + 0.1 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
-    return net, jax.tree.unflatten(tree, moved)
+    rng = np.random.default_rng(1)
+    moved = [np.asarray(x + 0.1 * rng.normal(size=x.shape), np.float32) for x in leaves]
+    return net._replace(apply=jax.jit(net.apply)), jax.tree.unflatten(tree, moved)
 
 
 # ------------------------------------------------------------------------------------- the network in float64 NumPy
@@ -99,11 +99,10 @@ def forward(params, x, t, condition):
     return dense(p["Dense_2"], conv_norm(p["_ConvNorm_0"], x))
 
 
-@pytest.mark.parametrize("mode", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_forward(mode):
+def test_forward():
     net, params = built()
     noisy = inputs(3)
-    got = mode(net.apply)(params, noisy)
+    got = net.apply(params, noisy)
     for i in range(3):
         condition = np.append(noisy.condition["a"][i].ravel(), noisy.condition["b"][i])
         oracle = forward(params, *(np.asarray(x, np.float64) for x in (noisy.x[i], noisy.t[i], condition)))
@@ -120,14 +119,17 @@ def theirs(x, kernel, stride):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("length, width", [(8, 5), (8, 3), (4, 5), (2, 5), (2, 7), (1, 5), (6, 1), (16, 9)])
+@pytest.mark.parametrize("length, width", [(8, 3), (4, 5), (2, 7), (1, 5), (6, 1)])
 def test_convolutions_and_their_gradients_are_the_frameworks_own(length, width, stride):
-    x = jax.random.normal(jax.random.key(0), (length, 2, 3))
-    kernel = jax.random.normal(jax.random.key(1), (width, 3, 4))
-    weigh = lambda f: lambda x, kernel: jnp.sum(jnp.sin(f(x, kernel, stride)))
-    np.testing.assert_allclose(unet1d._convolve(x, kernel, stride), theirs(x, kernel, stride), rtol=1e-4, atol=1e-5)
-    ours, others = (jax.grad(weigh(f), (0, 1))(x, kernel) for f in (unet1d._convolve, theirs))
-    for one, two in zip(ours, others, strict=True):
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.normal(size=shape).astype(np.float32) for shape in ((length, 2, 3), (width, 3, 4)))
+
+    def both(x, kernel):
+        weighed = lambda f: lambda x, kernel: (jnp.sum(jnp.sin(y := f(x, kernel, stride))), y)
+        return [jax.value_and_grad(weighed(f), (0, 1), has_aux=True)(x, kernel) for f in (unet1d._convolve, theirs)]
+
+    ours, others = jax.jit(both)(x, kernel)
+    for one, two in zip(jax.tree.leaves(ours), jax.tree.leaves(others), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
 
 
@@ -165,9 +167,10 @@ def test_any_leading_axes():
 
 def test_members_side_by_side():
     net, _ = built()
-    params = jax.vmap(lambda key: net.init(key, example()))(jax.random.split(jax.random.key(2), 3))
+    init = jax.jit(jax.vmap(lambda key: net.init(key, example())))
+    params = init(jax.random.split(jax.random.key(2), 3))
     noisy = inputs(4)
-    many = jax.vmap(net.apply, in_axes=(0, None))(params, noisy)
+    many = jax.jit(jax.vmap(net.apply, in_axes=(0, None)))(params, noisy)
     one = net.apply(jax.tree.map(lambda x: x[1], params), noisy)
     np.testing.assert_allclose(many[1], one, rtol=1e-3, atol=1e-4)
 
@@ -175,7 +178,7 @@ def test_members_side_by_side():
 def test_it_reads_all_of_its_input():
     net, params = built()
     noisy = inputs(2)
-    gradient = jax.grad(lambda noisy: jnp.sum(net.apply(params, noisy)[:, 0, 0]))(noisy)
+    gradient = jax.jit(jax.grad(lambda noisy: jnp.sum(net.apply(params, noisy)[:, 0, 0])))(noisy)
     for leaf in jax.tree.leaves(gradient):
         assert np.all(np.asarray(leaf) != 0.0)
 
@@ -183,14 +186,14 @@ def test_it_reads_all_of_its_input():
 def test_without_a_condition():
     like = example(condition=())
     net = nets.unet1d(CHANNELS, KERNEL, TIME, GROUPS)
-    noisy = inputs(2, like=like)
-    assert net.apply(net.init(jax.random.key(0), like), noisy).shape == (2, HORIZON, ACTIONS)
+    run = lambda key: net.apply(net.init(key, like), inputs(2, like=like))
+    assert jax.eval_shape(run, jax.random.key(0)).shape == (2, HORIZON, ACTIONS)
 
 
 def test_a_horizon_that_cannot_be_halved_is_refused():
     net = nets.unet1d(CHANNELS, KERNEL, TIME, GROUPS)
     with pytest.raises(ValueError, match="the horizon is 6; allowed with 3 levels: multiples of 4"):
-        net.init(jax.random.key(0), example(horizon=6))
+        jax.eval_shape(lambda key: net.init(key, example(horizon=6)), jax.random.key(0))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,191 @@
+"""FQL against a float64 NumPy version of its update, on a probe whose best action is known, and who learns from whom."""
+
+import dataclasses
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_gen import loops, types
+from jaxrl_gen.algos import fql
+from jaxrl_gen.envs import probe, wrap
+from jaxrl_gen.losses import value
+from tests.algos import reference, windows
+from tests.algos.windows import ACTIONS, BATCH, DISCRETE, SPEC, batch_of, float64, same, soiled, started
+
+CFG = fql.Config(lr=0.01, gamma=0.9, tau=0.1, closeness=3.0, flow_steps=3, actor_hidden=(), critic_hidden=())
+dense = reference.dense
+
+
+def condensed(batch, gamma):
+    """Rewards, discounts, validity and last rows of windows, by loops."""
+    horizon = len(batch.reward)
+    reward, discount = np.zeros(BATCH), np.zeros(BATCH)
+    valid, last = np.ones(BATCH, bool), np.zeros(BATCH, int)
+    for b in range(BATCH):
+        for k in range(horizon):
+            reward[b] += gamma**k * batch.reward[k, b]
+            valid[b] &= batch.valid[k, b]
+            last[b], discount[b] = k, gamma ** (k + 1) * (1 - batch.terminated[k, b])
+            if batch.terminated[k, b] or batch.truncated[k, b]:
+                break
+    return reward, discount, valid, last
+
+
+def critics(params, obs, action):
+    """Values [N, B]."""
+    x = np.concatenate([obs, action], -1)
+    return (np.einsum("bd,ndk->nbk", x, params["Dense_0"]["kernel"]) + params["Dense_0"]["bias"][:, None])[..., 0]
+
+
+def numpy_parts(cfg, state, batch, key):
+    """The loss as a function of the parameters, with everything that is constant in it worked out before."""
+    frozen, target_params, batch = float64(state.params), float64(state.target), float64(batch)
+    reward, discount, valid, last = condensed(batch, cfg.gamma)
+    obs, action, next_obs = batch.obs[0], batch.action[0], batch.next_obs[last, np.arange(BATCH)]
+    keys = jax.random.split(key, 5)
+    normal = lambda key: np.asarray(jax.random.normal(key, (BATCH, ACTIONS)), np.float64)
+    acts = lambda params, obs, noise: dense(np.concatenate([obs, noise], -1), params["actor"]["Dense_0"])
+    flows = lambda params, x, t: dense(np.concatenate([x, t[:, None], obs], -1), params["flow"]["Dense_0"])
+    following = np.clip(acts(frozen, next_obs, normal(keys[0])), -1, 1)
+    target = reward + discount * critics(target_params, next_obs, following).mean(0)
+    noise = normal(keys[2])
+    teacher = noise
+    for k in range(cfg.flow_steps):
+        teacher = teacher + flows(frozen, teacher, np.full(BATCH, k / cfg.flow_steps)) / cfg.flow_steps
+    teacher = np.clip(teacher, -1, 1)
+    key_noise, key_time = jax.random.split(keys[3])
+    start, t = normal(key_noise), np.asarray(jax.random.uniform(key_time, (BATCH,)), np.float64)
+
+    def total(params):
+        error = 0.5 * ((critics(params["critic"], obs, action) - target) ** 2).sum(0)
+        between = (1 - t)[:, None] * start + t[:, None] * action
+        cloning = ((flows(params, between, t) - (action - start)) ** 2).mean(-1)
+        student = acts(params, obs, noise)
+        distance = ((student - teacher) ** 2).mean(-1)
+        push = -critics(frozen["critic"], obs, np.clip(student, -1, 1)).mean(0)
+        return (error + cloning + cfg.closeness * distance + push)[valid].mean()
+
+    return total, target[valid]
+
+
+@jax.jit
+def jitted(cfg, state, batch, key):
+    """One compilation for all that differ in floats alone."""
+    return fql.make(cfg, SPEC).update(state, batch, key)
+
+
+@cache
+def learner(**changes):
+    cfg = types.strong(dataclasses.replace(CFG, **changes))
+    return fql.make(cfg, SPEC), partial(jitted, cfg), started(fql.make(CFG, SPEC))
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_update_equals_numpy(horizon):
+    batch = batch_of(horizon)
+    _, update, state = learner()
+    after, metrics = update(state, batch, jax.random.key(1))
+    total, target = numpy_parts(CFG, state, batch, jax.random.key(1))
+    windows.close_to_numpy(state, after, reference.gradient(total, float64(state.params)), CFG.lr)
+    for slow, old, new in zip(*(jax.tree.leaves(x) for x in (after.target, state.target, after.params["critic"]))):
+        np.testing.assert_allclose(slow, 0.9 * np.asarray(old, np.float64) + 0.1 * np.asarray(new), atol=1e-6)
+    assert float(metrics["guard/skipped_updates"]) == 0.0
+
+
+@pytest.mark.parametrize("garbage", [50.0, np.nan])
+def test_invalid_rows_change_nothing(garbage):
+    _, update, _ = learner(normalize_obs=True)
+    state, batch = started(fql.make(dataclasses.replace(CFG, normalize_obs=True), SPEC)), batch_of(2)
+    one, two = (update(state, x, jax.random.key(2))[0] for x in (batch, soiled(batch, garbage)))
+    assert same(one, two) and not same(one.params, state.params)
+
+
+def test_a_batch_with_nan_changes_no_parameter():
+    _, update, state = learner()
+    batch = batch_of(invalid=False)
+    batch = batch._replace(reward=np.where(np.arange(BATCH) == 3, np.float32(np.nan), batch.reward))
+    after, metrics = update(state, batch, jax.random.key(3))
+    assert same(after.params, state.params) and float(metrics["guard/skipped_updates"]) == 1.0
+
+
+def test_the_flow_and_the_critic_do_not_learn_from_the_actor():
+    """A closer actor is another actor; flow and critic stay the same to the bit."""
+    batch = batch_of()
+    one, two = (learner(closeness=c)[1](learner()[2], batch, jax.random.key(4))[0].params for c in (0.5, 50.0))
+    assert same(one["flow"], two["flow"]) and same(one["critic"], two["critic"])
+    assert not same(one["actor"], two["actor"])
+
+
+def test_a_scale_free_push_does_not_depend_on_the_size_of_rewards():
+    batch = batch_of(invalid=False)
+    _, update, state = learner(scale_free=True, gamma=0.0)
+    grown = jax.tree.map(lambda x: 7.0 * x, state.params["critic"])
+    one = update(state, batch, jax.random.key(5))[0]
+    two = update(state._replace(params=state.params | {"critic": grown}), batch, jax.random.key(5))[0]
+    for x, y in zip(jax.tree.leaves(one.params["actor"]), jax.tree.leaves(two.params["actor"]), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+SMALL = dict(lr=3e-3, gamma=0.9, actor_hidden=(32, 32), critic_hidden=(32, 32))
+
+
+def actions(state, cfg, env, count=400):
+    """Actions [S, 2, count] of all seeds for the observations 1 and -1."""
+    obs = jnp.repeat(jnp.array([[1.0], [-1.0]]), count, axis=0)
+    act = lambda state: fql.make(cfg, env.spec).act(state, obs, jax.random.key(9))[0]
+    return np.asarray(jax.vmap(act)(state)).reshape(-1, 2, count)
+
+
+def test_it_finds_the_best_action_in_random_data_and_clones_when_held_close():
+    env = probe.continuous_action()
+    rows = windows.rows_of(env, 1000)
+    free, close = fql.Config(**SMALL, closeness=0.01), fql.Config(**SMALL, closeness=1000.0)
+    state, metrics = windows.learn_offline(fql.make, free, env, rows, updates=600, seeds=2)
+    np.testing.assert_allclose(actions(state, free, env).mean(-1), [[0.5, -0.5]] * 2, atol=0.1)
+    state, _ = windows.learn_offline(fql.make, close, env, rows, updates=600, seeds=2)
+    spread = actions(state, close, env)
+    np.testing.assert_allclose(spread.mean(-1), 0.0, atol=0.15)  # the data are uniform in [-1, 1]
+    np.testing.assert_allclose(spread.std(-1), 3**-0.5, atol=0.15)
+
+
+def test_offline_then_online_is_the_same_update():
+    """What was learned from data goes on in the environment, and becomes better than the data's best guess."""
+    env = probe.continuous_action()
+    rows = windows.rows_of(env, 500)
+    cfg = types.strong(fql.Config(**SMALL, closeness=0.01))
+    offline = loops.offline(fql.make, env, windows.draw(64), (rows,), updates=50)
+    before, _ = jax.jit(offline.chunk)(cfg, jax.jit(offline.init)(cfg, jax.random.key(0)), rows)
+    online = loops.offline_to_online(
+        fql.make, wrap.fresh(env, 4), windows.draw(32), (rows,), steps=4, updates=16, batch_size=32, capacity=1024,
+        warmup=16, iterations=50,
+    )  # fmt: skip
+    carry = jax.jit(online.init)(cfg, jax.random.key(1))._replace(state=before.state)
+    after, metrics = jax.jit(online.chunk)(cfg, carry, rows)
+    best = lambda state: np.abs(actions(jax.tree.map(lambda x: x[None], state), cfg, env).mean(-1) - [[0.5, -0.5]])
+    assert best(after.state).max() < 0.1
+    assert np.isfinite(float(metrics["critic/loss"]))
+
+
+def test_target_and_actor_values_are_parts():
+    batch, state = batch_of(), learner()[2]
+    usual = learner()[1](state, batch, jax.random.key(6))[0].params
+    both = dict(target_value=value.minimum, actor_value=value.minimum)
+    other = jax.jit(fql.make(CFG, SPEC, **both).update)(state, batch, jax.random.key(6))[0].params
+    assert not same(usual["critic"], other["critic"]) and not same(usual["actor"], other["actor"])
+    np.testing.assert_allclose(usual["flow"]["Dense_0"]["kernel"], other["flow"]["Dense_0"]["kernel"], rtol=1e-5)
+
+
+def test_act():
+    algo, _, state = learner()
+    obs = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    one, two = (algo.act(state, obs, jax.random.key(k))[0] for k in (0, 1))
+    assert one.shape == (5, ACTIONS) and np.all(np.abs(one) <= 1.0) and not same(one, two)
+    assert same(algo.act(state, obs, None), algo.act(state, obs, None))
+
+
+def test_discrete_actions_are_refused():
+    with pytest.raises(ValueError, match="FQL needs continuous actions; this environment has 2 discrete ones"):
+        fql.make(CFG, DISCRETE)
