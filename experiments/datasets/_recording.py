@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 
 from jaxrl_gen.data import card, checks, trajectory
 from jaxrl_gen.data.trajectory import Dataset
@@ -84,6 +85,15 @@ def describe(path: Path, data: Dataset, seed: int, scores: dict[str, float], **a
     card.write(path, data, generator=command(), seed=seed, scores=scores, **about)
     returns = trajectory.returns(data)
     print(f"{path}: {checks.summary(data)}; return {returns.min():.4g} to {returns.max():.4g}")
+
+
+def cli(main: Callable[[Any], None], kind: type) -> None:
+    """Read a generator's flags and run it; an error of the user's is one line and exit code 2."""
+    try:
+        main(tyro.cli(kind, description=main.__doc__))
+    except (ValueError, ModuleNotFoundError, FileNotFoundError, FileExistsError, PermissionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 def command() -> str:

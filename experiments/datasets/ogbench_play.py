@@ -14,9 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from experiments.datasets._recording import describe, succeeded
+from experiments.datasets._recording import cli, describe, succeeded
 from jaxrl_gen.data import arrays, trajectory
 from jaxrl_gen.data.trajectory import Dataset
 from jaxrl_gen.envs import mjx
@@ -160,4 +159,4 @@ def _make(name: str, seed: int, **arguments: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Play))
+    cli(main, Play)

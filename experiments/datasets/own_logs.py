@@ -11,9 +11,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import tyro
 
-from experiments.datasets._recording import describe, episodes
+from experiments.datasets._recording import cli, describe, episodes
 from jaxrl_gen import loops
 from jaxrl_gen.algos import ppo
 from jaxrl_gen.data import arrays, trajectory
@@ -115,4 +114,4 @@ def main(command: Logs) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Logs))
+    cli(main, Logs)

@@ -13,9 +13,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from experiments.datasets._recording import describe, episodes
+from experiments.datasets._recording import cli, describe, episodes
 from jaxrl_gen.data import arrays, trajectory
 from jaxrl_gen.data.trajectory import Dataset
 from jaxrl_gen.envs.tasks import point_maze
@@ -123,4 +122,4 @@ def main(command: PointMaze) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(PointMaze))
+    cli(main, PointMaze)

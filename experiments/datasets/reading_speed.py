@@ -16,8 +16,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
+from experiments.datasets._recording import cli
 from jaxrl_gen.data import arrays, rlds, trajectory
 from jaxrl_gen.types import Spec
 
@@ -67,4 +67,4 @@ def _nobody(line: str) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Reading))
+    cli(main, Reading)

@@ -57,6 +57,11 @@ def moments(tree: PyTree) -> Moments:
     return Moments(jnp.float32(len(leaves[0])), *of_all)
 
 
+def running(moments: Moments) -> tuple[jax.Array, PyTree, PyTree]:
+    """Count, mean and sum of squared deviations: the fields of a `normalize.Normalizer` that has seen all the data."""
+    return moments.count, moments.mean, jax.tree.map(lambda std: moments.count * std**2, moments.std)
+
+
 def standardized(moments: Moments, x: PyTree, clip: float = 10.0) -> PyTree:
     """(x - mean) / std, clipped; a feature that never varied becomes what it differs by.
 

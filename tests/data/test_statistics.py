@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl_gen import normalize
 from jaxrl_gen.data import statistics
-from tests.data.recorded import dataset
+from tests.data.recorded import SPEC, dataset
 
 
 def test_they_are_numpys(monkeypatch):
@@ -26,6 +27,13 @@ def test_they_are_numpys(monkeypatch):
 def test_large_offsets_do_not_hide_small_deviations():
     x = 1e4 + np.random.default_rng(0).normal(size=(20_000, 2)).astype(np.float32)
     np.testing.assert_allclose(statistics.moments(x).std, x.astype(np.float64).std(0), rtol=1e-6)
+
+
+def test_a_normaliser_that_has_seen_the_data():
+    data = dataset()
+    seen = normalize.update(normalize.init(SPEC.obs), data.obs, jnp.ones(len(data.obs["joint"]), bool))
+    made = normalize.Normalizer(*statistics.running(statistics.of(data).obs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), made, seen)
 
 
 @pytest.mark.parametrize("jit", [False, True])
