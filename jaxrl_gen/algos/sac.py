@@ -1,7 +1,7 @@
 """Soft actor-critic: tanh-normal actions, twin critics that regress or classify, and a temperature that tunes itself.
 
-Reference: Haarnoja et al. 2018, arXiv 1812.05905. Different from the paper, as in most releases since: there is no
-separate state value, and actor, critic and temperature take their steps from the same parameters, not one after another.
+Reference: Haarnoja et al. 2018, arXiv 1812.05905. Different from the paper: actor, critic and temperature take their
+steps from the same parameters, not one after another.
 """
 
 from collections.abc import Callable
