@@ -52,8 +52,9 @@ def read_d4rl(
     found = load(path)
     obs = _read_tree(found, "observations", spec.obs, path)
     checks.present(["actions", "rewards", "terminals", "timeouts"], list(found), where=str(path))
+    checks.scalars({name: found[name] for name in ("rewards", "terminals", "timeouts")}, where=str(path))
     count = len(found["rewards"])
-    for field in ("actions", "terminals", "timeouts"):
+    for field in ("actions", *(name for name in found if "observations" in name)):
         if len(found[field]) != count:
             raise ValueError(f"{path}: {field} has {len(found[field])} rows; expected {count}, as many as rewards")
     checks.fit(obs, found["actions"], spec, where=str(path), fields=FIELDS)
@@ -89,6 +90,7 @@ def read_ogbench(
     found = load(path)
     obs = _read_tree(found, "observations", spec.obs, path)
     checks.present(["actions", "terminals"], list(found), where=str(path))
+    checks.scalars({"terminals": found["terminals"]}, where=str(path))
     last = np.asarray(found["terminals"], bool).copy()
     for field, x in found.items():
         if np.ndim(x) and len(x) != len(last):

@@ -98,6 +98,21 @@ def present(names: list[str], available: list[str], *, where: str) -> None:
             )
 
 
+def scalars(arrays: Mapping[str, np.ndarray], *, where: str) -> None:
+    """Refuse fields that are not one number for each row, all of as many rows; a trailing axis of one is refused too.
+
+    Raises:
+      ValueError: naming the first one.
+    """
+    rows = {np.shape(x)[:1] for x in arrays.values()}
+    for field, x in arrays.items():
+        if np.ndim(x) != 1 or len(rows) != 1:
+            shapes = ", ".join(f"{name} {list(np.shape(x))}" for name, x in arrays.items())
+            raise ValueError(
+                f"{where}: {field} has shape {list(np.shape(x))}; expected one number per row, found {shapes}"
+            )
+
+
 def summary(data: Dataset) -> str:
     """What a dataset is, in one line."""
     steps, over = np.asarray(lengths(data)), int(data.terminated.sum())

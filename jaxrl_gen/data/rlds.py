@@ -93,6 +93,7 @@ def read(
         said = f"episode {np.argmin(counts)} has {counts.min()} step" if counts.size else "there is no episode"
         raise ValueError(f"{where}: {said}; expected two and more, the last of which is only an observation")
     whole = {name: np.concatenate([episode[name] for episode in episodes]) for name in wanted}
+    checks.scalars({name: whole[name] for name in ("reward", "is_terminal")}, where=where)
     last = np.zeros(counts.sum(), bool)
     last[np.cumsum(counts) - 1] = True
     if (early := whole["is_terminal"] & ~last).any():

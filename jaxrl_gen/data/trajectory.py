@@ -50,12 +50,15 @@ def make(
       ValueError: naming the field whose length does not fit, or that the last row ends no episode.
     """
     terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
-    over = terminated | truncated
-    rows, episodes = len(over), int(over.sum())
-    lengths = {"action": action, "reward": reward, "terminated": terminated, "truncated": truncated}
-    for field, x in {**lengths, **named(extras or {}, "extras")}.items():
+    rows = len(truncated)
+    for field, x in {"reward": reward, "terminated": terminated, "truncated": truncated}.items():
+        if np.shape(x) != (rows,):
+            raise ValueError(f"{field} has shape {np.shape(x)}; expected ({rows},), a number for each row")
+    for field, x in {"action": action, **named(extras or {}, "extras")}.items():
         if np.ndim(x) < 1 or len(x) != rows:
             raise ValueError(f"{field} has shape {np.shape(x)}; expected {rows} rows, as many as truncated")
+    over = terminated | truncated
+    episodes = int(over.sum())
     if not rows or not over[-1]:
         raise ValueError("the last row ends no episode; expected it to be terminated, or truncated where the log stops")
     for field, x in named(obs, "obs").items():

@@ -114,7 +114,20 @@ BAD = [
     ({"actions": np.zeros((7, 2))}, r"actions is float32 \[2\] in each row; expected float32 \[1\], as in the spec"),
     ({"actions": np.zeros(7, int)}, r"actions is int32 \[\] in each row; expected float32 \[1\], as in the spec"),
     ({"observations": np.zeros((7, 3))}, r"observations is float32 \[3\] in each row; expected float32 \[2\]"),
-    ({"terminals": np.zeros(5)}, r"maze.npz: terminals has 5 rows; expected 7, as many as rewards"),
+    (
+        {"terminals": np.zeros(5)},
+        r"rewards has shape \[7\]; expected one number per row, found rewards \[7\], terminals \[5\]",
+    ),
+    (
+        {"rewards": np.zeros((7, 1))},
+        r"maze.npz: rewards has shape \[7, 1\]; expected one number per row, found rewards",
+    ),
+    ({"terminals": np.zeros((7, 1))}, r"maze.npz: terminals has shape \[7, 1\]; expected one number per row, found"),
+    ({"actions": np.zeros((6, 1))}, r"maze.npz: actions has 6 rows; expected 7, as many as rewards"),
+    (
+        {"next_observations": np.zeros((6, 2))},
+        r"maze.npz: next_observations has 6 rows; expected 7, as many as rewards",
+    ),
     ({"next_observations": flat()["observations"]}, "next_obs of row 0 is not the observation of row 1; expected rows"),
 ]
 

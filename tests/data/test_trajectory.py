@@ -86,8 +86,12 @@ def test_some_episodes_and_all_of_two():
 def test_refusals():
     data, t = jax.tree.map(np.asarray, dataset()), np.arange(14)
     fields = data[:5]
-    with pytest.raises(ValueError, match=r"reward has shape \(13,\); expected 14 rows, as many as truncated"):
+    with pytest.raises(ValueError, match=r"reward has shape \(13,\); expected \(14,\), a number for each row"):
         trajectory.make(data.obs, data.action, data.reward[1:], data.terminated, data.truncated)
+    with pytest.raises(ValueError, match=r"reward has shape \(14, 1\); expected \(14,\), a number for each row"):
+        trajectory.make(data.obs, data.action, data.reward[:, None], data.terminated, data.truncated)
+    with pytest.raises(ValueError, match=r"action has shape \(13, 2\); expected 14 rows, as many as truncated"):
+        trajectory.make(data.obs, data.action[1:], data.reward, data.terminated, data.truncated)
     with pytest.raises(ValueError, match=r"extras.x has shape \(2,\); expected 14 rows"):
         trajectory.make(*fields, {"x": np.zeros(2)})
     with pytest.raises(ValueError, match="the last row ends no episode; expected it to be terminated, or truncated"):
