@@ -25,10 +25,10 @@ from jaxrl_gen.types import Algorithm, PyTree, Spec, config, leaf, static
 class Config:
     """Hyper-parameters of a latent-action model; floats are leaves and never recompile."""
 
-    lr: float = leaf(1e-3, low=0.0)
+    lr: float = leaf(3e-3, low=0.0)
     codebook_coefficient: float = leaf(1.0, low=0.0)  # nothing for a codebook of running means
-    commitment_coefficient: float = leaf(0.25, low=0.0)
-    decay: float = leaf(0.99, low=0.0, high=1.0)  # of the running means of the codebook, per update
+    commitment_coefficient: float = leaf(0.02, low=0.0)  # small, as the error of frames is where little moves
+    decay: float = leaf(0.95, low=0.0, high=1.0)  # of the running means of the codebook, per update
     least_usage: float = leaf(0.1, low=0.0, high=1.0)  # of the average: a code used less is moved
     codes: int = static(8, low=1)  # K
     tokens: int = static(1, low=1)  # N codes for each pair of frames: K^N latent actions
