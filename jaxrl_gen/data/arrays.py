@@ -102,7 +102,9 @@ def read_ogbench(
         raise ValueError(f"{path}: a trajectory has one observation, row {np.argmax(alone)}; expected two and more")
     checks.fit(obs, found["actions"], spec, where=str(path), fields=FIELDS)
     known = {"actions", "terminals", *(name for name in found if name.split("/")[0] == "observations")}
-    extras = {name: x[~last] for name, x in found.items() if name not in known and np.ndim(x)}
+    extras = {
+        name: x[~last] for name, x in found.items() if name not in known and np.ndim(x) and x.dtype.kind in "biuf"
+    }
     action = (found["actions"] if spec.discrete else checks.scaled(found["actions"], limits))[~last]
     zero = np.zeros(len(action), np.float32)
     data = trajectory.make(obs, action, zero, zero, np.append(last[1:], True)[~last], extras)

@@ -72,7 +72,7 @@ def read(
       window: steps that every episode must have.
       say: receives one line about the data.
     Returns:
-      Dataset; what each step has besides is in `extras`.
+      Dataset; the numbers that each step has besides are in `extras`, but neither words nor further pictures.
     Raises:
       FileNotFoundError: if there is no such folder.
       ValueError: as of `checks.check`; or for files that are damaged, or lack a field.
@@ -85,7 +85,7 @@ def read(
     decode = _flat(features["steps"].feature)
     observed = [name.replace(".", "/") for name in trajectory.named(spec.obs, "observation")]
     checks.present([*observed, "action", "reward", "is_terminal"], list(decode), where=where)
-    more = [name for name in decode if name.split("/")[0] not in KNOWN]
+    more = [name for name, x in decode.items() if name.split("/")[0] not in KNOWN and _is_numbers(x)]
     wanted = [*observed, "action", "reward", "is_terminal", *more]
     episodes = _parsed(features, records, wanted, decode, where)
     counts = np.array([len(episode["is_terminal"]) for episode in episodes])
@@ -144,6 +144,11 @@ def _feature(x: np.ndarray) -> Any:
         return features.Scalar(dtype=x.dtype)
     pixels = x.dtype == np.uint8  # as numbers, each would take two bytes and a conversion
     return features.Tensor(shape=x.shape[1:], dtype=x.dtype, encoding="bytes" if pixels else "none")
+
+
+def _is_numbers(feature: Any) -> bool:
+    plain = isinstance(feature, _tfds().features.Tensor)  # not an Image, and nothing nested
+    return plain and np.dtype(feature.np_dtype).kind in "biuf"
 
 
 def _open(path: str | Path, split: str) -> tuple[Any, Any]:

@@ -53,12 +53,14 @@ def test_ogbench_layout_means_what_its_own_loader_reads(tmp_path):
     """s0 s1 s2 | s3 s4: the last observation of a trajectory is where its last action led."""
     obs = np.arange(10, dtype=np.float32).reshape(5, 2)
     terminals = np.array([0, 0, 1, 0, 1], np.float32)
-    np.savez(tmp_path / "og.npz", observations=obs, actions=np.linspace(-1, 1, 5)[:, None], terminals=terminals)
+    more = {"version": 3, "words": np.array(list("abcde"))}
+    np.savez(tmp_path / "og.npz", observations=obs, actions=np.linspace(-1, 1, 5)[:, None], terminals=terminals, **more)
     rows = trajectory.to_rows(arrays.read_ogbench(tmp_path / "og.npz", FLAT, say=quiet))
     np.testing.assert_array_equal(rows.obs, obs[[0, 1, 3]])
     np.testing.assert_array_equal(rows.next_obs, obs[[1, 2, 4]])
     np.testing.assert_array_equal(rows.action[:, 0], [-1, -0.5, 0.5])
     assert rows.truncated.tolist() == [False, True, True] and not rows.terminated.any() and not rows.reward.any()
+    assert rows.extras == {}
 
 
 def test_timeouts_truncate_terminals_terminate_and_a_log_that_stops_truncates(tmp_path):

@@ -81,6 +81,8 @@ def test_episodes_that_others_wrote(tmp_path):
             "observation": {"camera": tfds.features.Image(shape=(4, 4, 3)), "wrist": tfds.features.Scalar(np.float32)},
             "action": tfds.features.Tensor(shape=(1,), dtype=np.float32), "reward": tfds.features.Scalar(np.float64),
             "is_last": tfds.features.Scalar(np.bool_), "is_terminal": tfds.features.Scalar(np.bool_),
+            "words": tfds.features.Text(), "view": tfds.features.Image(shape=(4, 4, 3)),
+            "plan": {"stage": tfds.features.ClassLabel(num_classes=3)},
         }),
         "name": tfds.features.Text(),
     })  # fmt: skip
@@ -89,7 +91,9 @@ def test_episodes_that_others_wrote(tmp_path):
     def step(t):
         png = imageio.imwrite("<bytes>", frames[t], extension=".png")
         observation = {"camera": png, "wrist": 1.0}
-        return {"observation": observation, "action": [t / 8], "reward": t, "is_last": t == 2, "is_terminal": t == 2}
+        ends = {"is_last": t == 2, "is_terminal": t == 2}
+        more = {"words": "pick", "view": png, "plan": {"stage": t}}
+        return {"observation": observation, "action": [t / 8], "reward": t, **ends, **more}
 
     identity = tfds.core.dataset_info.DatasetIdentity("arm", tfds.core.Version("2.0.0"), str(tmp_path), "theirs")
     info = tfds.core.DatasetInfo(builder=identity, features=features)
@@ -101,7 +105,8 @@ def test_episodes_that_others_wrote(tmp_path):
     data = rlds.read(tmp_path, spec, split="test", limits=(0, 0.5), say=quiet)
     np.testing.assert_array_equal(data.obs["camera"], frames)
     np.testing.assert_allclose(data.action[:, 0], [-1.0, -0.5])
-    assert data.reward.tolist() == [0, 1] and data.terminated.tolist() == [False, True] and data.extras == {}
+    assert data.reward.tolist() == [0, 1] and data.terminated.tolist() == [False, True]
+    assert {name: x.tolist() for name, x in data.extras.items()} == {"plan/stage": [0, 1]}
     with pytest.raises(ValueError, match="has no split train; found test"):
         rlds.read(tmp_path, spec, say=quiet)
 
