@@ -118,7 +118,7 @@ def decoder(sizes: Sizes) -> Decoder:
 
 
 def _init(key, sizes):
-    """Normal weights of deviation 0.02, those that write into the residual smaller the deeper the decoder."""
+    """Normal weights of variance 1 / inputs; those that write into the residual are smaller the deeper the decoder."""
     head = sizes.width // sizes.heads
     shapes = {
         "qkv": (sizes.width, (sizes.heads + 2 * sizes.kv_heads) * head),
@@ -126,18 +126,19 @@ def _init(key, sizes):
         "gate_up": (sizes.width, 2 * sizes.hidden),
         "down": (sizes.hidden, sizes.width),
     }
-    normal = lambda key, shape, scale=0.02: scale * jax.random.normal(key, shape, jnp.float32)  # noqa: E731
-    residual = 0.02 / (2 * sizes.layers) ** 0.5
-    keys = jax.random.split(key, (sizes.layers + 1, len(shapes)))
+    shrunk = {"out": (2 * sizes.layers) ** -0.5, "down": (2 * sizes.layers) ** -0.5}
+
+    def normal(key, shape, inputs, scale=1.0):
+        return scale * inputs**-0.5 * jax.random.normal(key, shape, jnp.float32)
+
+    keys, ones = jax.random.split(key, (sizes.layers + 1, len(shapes))), jnp.ones((sizes.width,), jnp.float32)
     layers = []
     for row in keys[:-1]:
-        scales = {"out": residual, "down": residual}
-        layer = {name: normal(k, shapes[name], scales.get(name, 0.02)) for name, k in zip(shapes, row)}
-        ones = jnp.ones((sizes.width,), jnp.float32)
+        layer = {name: normal(k, shapes[name], shapes[name][0], shrunk.get(name, 1.0)) for name, k in zip(shapes, row)}
         layers.append(layer | {"bias": jnp.zeros(shapes["qkv"][1:]), "norm_in": ones, "norm_mid": ones})
-    params = {"embed": normal(keys[-1, 0], (sizes.vocab, sizes.width)), "layers": layers}
-    params["norm"] = jnp.ones((sizes.width,), jnp.float32)
-    return params if sizes.tied else params | {"head": normal(keys[-1, 1], (sizes.width, sizes.vocab))}
+    embed = normal(keys[-1, 0], (sizes.vocab, sizes.width), sizes.width)
+    params = {"embed": embed, "layers": layers, "norm": ones}
+    return params if sizes.tied else params | {"head": normal(keys[-1, 1], (sizes.width, sizes.vocab), sizes.width)}
 
 
 def _fits(places, sizes):
