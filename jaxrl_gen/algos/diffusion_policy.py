@@ -1,8 +1,8 @@
 """Diffusion policy: chunks of actions cloned by a denoiser, planned from the latest observations, executed in part.
 
-Reference: Chi et al. 2023, arXiv 2303.04137. Different from the paper: observations are normalised by running statistics
-that the State holds, and what is beyond an episode's end is masked out of the loss, where the paper repeats the last
-action and learns it. Actions are in [-1, 1] by the Spec.
+Reference: Chi et al. 2023, arXiv 2303.04137. Different from the paper: observations are normalised by running
+statistics that the State holds, and what is beyond an episode's end is masked out of the loss, where the paper repeats
+the last action and learns it. Actions are in [-1, 1] by the Spec.
 """
 
 from collections.abc import Callable

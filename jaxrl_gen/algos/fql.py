@@ -107,9 +107,12 @@ def make(
     def see(normalizer, obs):
         return normalize.apply(normalizer, obs) if cfg.normalize_obs else obs
 
+    def bounded(action):
+        return jnp.clip(action, -1.0, 1.0)
+
     def propose(params, obs, noise):
-        """What the actor does in one step, within its range."""
-        return jnp.clip(actor.apply(params["actor"], Draws(obs, noise)), -1.0, 1.0)
+        """What the actor does in one step."""
+        return bounded(actor.apply(params["actor"], Draws(obs, noise)))
 
     def act(state, obs, key):
         """Without a key, from the same noise every time: zero lies between two modes."""
@@ -130,7 +133,7 @@ def make(
         end = samplers.sample(
             sampler, velocity(params, obs), noise, None, process=path, kind=denoise.velocity, steps=cfg.flow_steps
         )
-        return jnp.clip(end, -1.0, 1.0)
+        return bounded(end)
 
     def loss(params, steps, target, noise, teacher, keys):
         outputs = critic.apply(params["critic"], (steps.obs, steps.action))
@@ -139,7 +142,7 @@ def make(
         student = actor.apply(params["actor"], Draws(steps.obs, noise))
         distance, of_actor = denoise.distillation(student, teacher)
         frozen = jax.lax.stop_gradient(params["critic"])
-        values = critic.apply(frozen, (steps.obs, jnp.clip(student, -1.0, 1.0)))[..., 0]
+        values = critic.apply(frozen, (steps.obs, bounded(student)))[..., 0]
         push, of_value = acting.value_ascent(actor_value(values, keys[1]), scale_free=cfg.scale_free)
         metrics = of_critic | of_flow | of_actor | of_value | {"critic/value": jnp.mean(outputs)}
         return descent.valid_mean(error + cloning + cfg.closeness * distance + push, steps.valid), metrics

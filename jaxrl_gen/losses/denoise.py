@@ -1,11 +1,11 @@
 """Noise processes, what a denoiser may predict, and the objectives that teach it.
 
-A process mixes data with standard normal noise, x_t = signal(t) data + noise(t) noise, at times t in [0, 1]. Which end is
-data is the process's own to say (`data_at`): t = 1 for `flow`, t = 0 for `cosine` and `ddpm`.
+A process mixes data with standard normal noise, x_t = signal(t) data + noise(t) noise, at times t in [0, 1]. Which end
+is data is the process's own to say (`data_at`): t = 1 for `flow`, t = 0 for `cosine` and `ddpm`.
 
 What a denoiser predicts is a weighted sum of the same data and noise, with weights that its kind gives, a function
-`(process, t) -> (of data, of noise)`: `eps`, `x0`, `v`, `score`, `velocity`, or one of your own. From x_t and any one of
-them the others follow exactly, by two equations in two unknowns.
+`(process, t) -> (of data, of noise)`: `eps`, `x0`, `v`, `score`, `velocity`, or one of your own. From x_t and any one
+of them the others follow exactly, by two equations in two unknowns.
 """
 
 import math
@@ -48,7 +48,7 @@ def cosine() -> Process:
 
 
 def ddpm(betas: Sequence[float]) -> Process:
-    """T steps of noise, step i of variance beta_i: t = i / T has seen i of them; t = 0 is data, t = 1 is (almost) noise.
+    """T steps of noise, step i of variance beta_i: t = i / T has seen i of them; t = 0 is data, t = 1 almost noise.
 
     signal(i / T)^2 = prod_{j <= i} (1 - beta_j) and noise^2 = 1 - signal^2. Learned from are t = 1/T, ..., 1.
 

@@ -1,4 +1,4 @@
-"""A transformer over the steps of a chunk whose blocks a condition scales, shifts and gates (a diffusion transformer)."""
+"""A diffusion transformer: over the steps of a chunk, with blocks that a condition scales, shifts and gates."""
 
 import jax
 import jax.numpy as jnp

@@ -27,7 +27,7 @@ from jaxrl_gen.samplers.solvers import (
 )
 
 __all__ = [
-    "Chain", "Completion", "Sampler", "advancing", "belong", "chain", "chunked", "complete", "completion_log_probs", "ddim",
-    "ddpm", "dropped", "euler", "evaluations", "guided", "heun", "leading", "log_probs", "sample", "temperature", "top_k",
-    "trailing", "until_end",
+    "Chain", "Completion", "Sampler", "advancing", "belong", "chain", "chunked", "complete", "completion_log_probs",
+    "ddim", "ddpm", "dropped", "euler", "evaluations", "guided", "heun", "leading", "log_probs", "sample",
+    "temperature", "top_k", "trailing", "until_end",
 ]  # fmt: skip

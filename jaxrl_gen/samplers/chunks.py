@@ -58,12 +58,10 @@ def chunked(planner: Algorithm, spec: Spec, *, history: int, horizon: int, execu
 
         def plan():
             actions, _ = planner.act(state, past, key)
-            return jnp.where((before.position == 0)[:, None, None], _executed(actions), before.plan)
-
-        def _executed(actions):
             if actions.shape[1:] != (horizon, spec.action_size):
                 raise ValueError(f"a plan has shape {actions.shape[1:]}; expected: {(horizon, spec.action_size)}")
-            return actions[:, history - 1 : history - 1 + execute]
+            executed = actions[:, history - 1 : history - 1 + execute]
+            return jnp.where((before.position == 0)[:, None, None], executed, before.plan)
 
         actions = jax.lax.cond(jnp.any(before.position == 0), plan, lambda: before.plan)
         action = jnp.take_along_axis(actions, before.position[:, None, None], axis=1)[:, 0]

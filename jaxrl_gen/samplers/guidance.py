@@ -38,7 +38,7 @@ def guided(predict: Callable, condition: PyTree, null: PyTree, *, weight: jax.Ar
 
 
 def dropped(condition: PyTree, null: PyTree, key: jax.Array, *, rate: jax.Array) -> PyTree:
-    """The conditions of a batch, of which a share is replaced by the null condition: whole samples, never single leaves.
+    """The conditions of a batch, a share of them replaced by the null condition: whole samples, never single leaves.
 
     Args:
       condition: leaves [B, ...].
