@@ -204,7 +204,7 @@ def _first(key, size, width):
 def _even(codes) -> Usage:
     """As if every code were chosen alike often, by what it is."""
     size = codes.shape[0]
-    share = jnp.full((size,), 1.0 / size)
+    share = jnp.full((size,), 1.0 / size, jnp.float32)
     return Usage(share, share, codes / size)
 
 
