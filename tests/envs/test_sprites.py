@@ -28,8 +28,8 @@ def numpy_frame(screen, places, pixels, side):
     return frame
 
 
-def walk(env, steps=40, seed=0, behave=None):
-    """Screens before and after each step, actions and outcomes of one lane that is never reset, as NumPy arrays."""
+def walker(env, steps=40, behave=None):
+    """`seed -> ` screens before and after each step, actions and outcomes of one lane that is never reset, in NumPy."""
     behave = behave or (lambda screen, key: jax.random.randint(key, (), 0, env.spec.action_size))
 
     def step(state, key):
@@ -43,7 +43,12 @@ def walk(env, steps=40, seed=0, behave=None):
         state, obs = env.reset(key)
         return state.inner, obs, jax.lax.scan(step, state, jax.random.split(key, steps))[1]
 
-    return jax.device_get(whole(jax.random.key(seed)))
+    return lambda seed: jax.device_get(whole(jax.random.key(seed)))
+
+
+def walk(env, steps=40, seed=0, behave=None):
+    """One of them."""
+    return walker(env, steps, behave)(seed)
 
 
 def at(tree, t):
@@ -71,7 +76,7 @@ def test_the_sprite_goes_where_the_action_says_and_the_flag_stays(actions):
 
 
 def test_distractors_go_their_way_and_turn_as_often_as_they_should():
-    _, _, (before, _, after, _, _) = walk(sprites.make(places=7, distractors=40, turning=0.25), steps=200)
+    _, _, (before, _, after, _, _) = walk(sprites.make(places=7, distractors=5, turning=0.25), steps=1600)
     moves = np.array([MOVES[a] for a in range(5)])
     np.testing.assert_array_equal(after.others, (before.others + moves[after.headings]) % 7)
     turned = np.mean(before.headings != after.headings)  # four of five new directions are others
@@ -80,7 +85,7 @@ def test_distractors_go_their_way_and_turn_as_often_as_they_should():
 
 @pytest.mark.parametrize("turning, expected", [(0.0, 0.0), (1.0, 0.8)])
 def test_distractors_that_never_turn_and_that_always_do(turning, expected):
-    _, _, (before, _, after, _, _) = walk(sprites.make(distractors=20, turning=turning), steps=100)
+    _, _, (before, _, after, _, _) = walk(sprites.make(distractors=4, turning=turning), steps=500)
     assert np.mean(before.headings != after.headings) == pytest.approx(expected, abs=0.03)
 
 
@@ -107,8 +112,9 @@ def test_the_seeker_takes_a_shortest_way(actions):
     places = 7
     env = sprites.make(places=places, actions=actions)
     behave = sprites.seeker(places=places, actions=actions)
+    of_seed = walker(env, steps=8, behave=behave)
     for seed in range(5):
-        first, _, (_, _, _, _, outcome) = walk(env, steps=8, seed=seed, behave=behave)
+        first, _, (_, _, _, _, outcome) = of_seed(seed)
         gap = np.abs(first.sprite - first.flag)
         gap = np.minimum(gap, places - gap)
         steps = int(np.argmax(outcome.terminated)) + 1
