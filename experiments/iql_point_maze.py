@@ -27,18 +27,18 @@ class IQLPointMaze(launch.Experiment):
 
     name: str = launch.option("iql_point_maze")
     seeds: int = 5
-    total_steps: float = launch.option(5e3, low=1)  # updates
+    total_steps: float = launch.option(4e3, low=1)  # updates
     clone: bool = static(False)  # behaviour cloning instead
     episodes: int = static(300, low=1)  # of data
     data_seed: int = static(0)
-    batch_size: int = static(256, low=1)
+    batch_size: int = static(512, low=1)
     horizon: int = static(1, low=1)  # n of n-step targets
     time_limit: int = static(120, low=1)  # steps; the expert needs about 90 on the mean
     # A reward of 1 at the goal: a step on the way is worth about 1 - gamma, so advantages are small numbers.
     algo: iql.Config = iql.Config(
-        lr=1e-3, expectile=0.9, sharpness=100.0, actor_hidden=(64, 64), critic_hidden=(64, 64)
+        lr=1e-3, gamma=0.98, tau=0.02, expectile=0.9, sharpness=200.0, actor_hidden=(128, 128), critic_hidden=(128, 128)
     )  # fmt: skip
-    cloning: bc.Config = bc.Config(lr=1e-3, actor_hidden=(64, 64))
+    cloning: bc.Config = bc.Config(lr=1e-3, actor_hidden=(128, 128))
 
 
 def main(exp: IQLPointMaze):
