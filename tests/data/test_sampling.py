@@ -47,8 +47,9 @@ def test_transitions_are_those_that_were_lived(horizon):
 
 def test_n_step_targets_equal_a_loop_over_the_episode():
     data, lived, horizon, gamma = dataset(), episodes(), 3, 0.9
-    window = sampling.transitions(300, horizon)(data, jax.random.key(1))
-    steps = jax.device_get(td.n_step(window, gamma=gamma))
+    sample = sampling.transitions(300, horizon)
+    condensed = jax.jit(lambda data, key: (window := sample(data, key), td.n_step(window, gamma=gamma)))
+    window, steps = jax.device_get(condensed(data, jax.random.key(1)))
     for b, (e, t) in enumerate(find(window.obs["joint"][0], lived)):
         taken = min(horizon, LENGTHS[e] - t)
         total = sum(gamma**k * lived[e]["reward"][t + k] for k in range(taken))
@@ -61,7 +62,7 @@ def test_n_step_targets_equal_a_loop_over_the_episode():
 
 def test_every_row_is_drawn_equally_often():
     data, lived, count = dataset(), episodes(), 28_000
-    begun = find(sampling.transitions(count)(data, jax.random.key(2)).obs["joint"][0], lived)
+    begun = find(jax.jit(sampling.transitions(count))(data, jax.random.key(2)).obs["joint"][0], lived)
     often = np.array([begun.count(step) for step in STEPS])
     assert (np.abs(often - count / 14) < 5 * np.sqrt(count / 14)).all()
 

@@ -119,7 +119,7 @@ def test_the_time_limit_truncates():
 
 def test_many_lanes():
     env = wrap.fresh(point_maze.make(), 16)
-    state, obs = env.reset(jax.random.key(0))
+    state, obs = jax.jit(env.reset)(jax.random.key(0))
     step = lambda state, key: env.step(state, jnp.ones((16, 2)), jax.random.split(key, 16))[::2]
     state, outcome = jax.jit(lambda s: jax.lax.scan(step, s, jax.random.split(jax.random.key(1), 100)))(state)
     assert ended(outcome).any() and outcome.valid.all()
