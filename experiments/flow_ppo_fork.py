@@ -34,12 +34,14 @@ class FlowPPO(launch.Experiment):
 
     name: str = launch.option("flow_ppo_fork")
     seeds: int = 5
-    total_steps: float = launch.option(1e6, low=1)
+    eval_sample: bool = launch.option(True)  # a policy of two modes has no best single action
+    total_steps: float = launch.option(1.5e5, low=1)  # decisions of ten steps each
     policy: Literal["flow", "gaussian", "scratch"] = static("flow")
     lanes: int = static(64, low=1)
-    steps: int = static(60, low=1)  # per lane and update
+    chunk: int = static(10, low=1)  # actions decided at once: who decides anew at every step never commits to a side
+    steps: int = static(12, low=1)  # decisions per lane and update
     demonstrations: int = static(256, low=2)  # episodes, half of them to each side
-    clone_updates: int = static(3000, low=0)
+    clone_updates: int = static(6000, low=0)
     denoising_steps: int = static(8, low=1)
     noise: float = 0.4  # of the denoising steps
     algo: ppo.Config = ppo.Config(
@@ -47,8 +49,8 @@ class FlowPPO(launch.Experiment):
     )  # fmt: skip
 
 
-def demonstrate(key: jax.Array, episodes: int) -> tuple[jax.Array, jax.Array]:
-    """Observations [N, 4] and actions [N, 2] of the teacher, who goes to either side in half of the episodes."""
+def demonstrate(key: jax.Array, episodes: int, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """Observations [N, 4] and chunks of actions [N, 2 chunk] of the teacher, who goes to each side in half the episodes."""
     env = fork.make()
 
     def episode(key, side):
@@ -65,8 +67,10 @@ def demonstrate(key: jax.Array, episodes: int) -> tuple[jax.Array, jax.Array]:
         return jax.lax.scan(step, (state, obs), jax.random.split(key_steps, env.spec.time_limit))[1]
 
     sides = jnp.where(jnp.arange(episodes) % 2 == 0, 1.0, -1.0)
-    rows = jax.vmap(episode)(jax.random.split(key, episodes), sides)
-    return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), rows)
+    obs, action = jax.vmap(episode)(jax.random.split(key, episodes), sides)
+    begins = jnp.arange(0, env.spec.time_limit, chunk)  # where a chunk begins when it is played
+    action = action[:, begins[:, None] + jnp.arange(chunk)]  # [episodes, begins, chunk, 2]
+    return obs[:, begins].reshape(-1, 4), action.reshape(-1, 2 * chunk)
 
 
 def clone(loss, params, rows, key: jax.Array, updates: int, *, lr: float = 1e-3, batch_size: int = 256):
@@ -87,14 +91,15 @@ def clone(loss, params, rows, key: jax.Array, updates: int, *, lr: float = 1e-3,
 
 def flow(exp: FlowPPO) -> tuple:
     """(PPO's parts, cloning loss over the policy's parameters) of a flow policy."""
-    net = nets.mlp((64, 64, 2), activation=jax.nn.silu)
+    size = 2 * exp.chunk
+    net = nets.mlp((256, 256, size), activation=jax.nn.silu)
 
     def velocity(params, x, t, obs):
         t = t[..., None]
-        return net.apply(params, jnp.concatenate([x, t, jnp.sin(jnp.pi * t), obs], -1))
+        return net.apply(params, jnp.concatenate([x, t, jnp.sin(jnp.pi * t), 3.0 * obs], -1))
 
-    init = lambda key: net.init(key, jax.ShapeDtypeStruct((8,), jnp.float32))
-    head = distributions.flow_head(velocity, init, 2, 4, steps=exp.denoising_steps, noise=exp.noise)
+    init = lambda key: net.init(key, jax.ShapeDtypeStruct((size + 6,), jnp.float32))
+    head = distributions.flow_head(velocity, init, size, 4, steps=exp.denoising_steps, noise=exp.noise)
 
     def loss(params, obs, action, key):
         return denoise.flow_matching(lambda x, t: velocity(params["head"], x, t, obs), action, key)[0]
@@ -104,7 +109,8 @@ def flow(exp: FlowPPO) -> tuple:
 
 def gaussian(exp: FlowPPO) -> tuple:
     """The same of a tanh-normal policy: its cloning loss is the negative log-likelihood."""
-    actor, head = nets.mlp((64, 64, 2)), distributions.tanh_normal_head(2, exp.algo.initial_std)
+    size = 2 * exp.chunk
+    actor, head = nets.mlp((256, 256, size)), distributions.tanh_normal_head(size, exp.algo.initial_std)
 
     def loss(params, obs, action, key):
         before = jnp.arctanh(jnp.clip(action, -0.99, 0.99))
@@ -116,7 +122,7 @@ def gaussian(exp: FlowPPO) -> tuple:
 def main(exp: FlowPPO):
     """Clone a teacher who goes both ways, improve the clone by PPO, and leave a report."""
     make, loss = (flow if exp.policy == "flow" else gaussian)(exp)
-    env = fork.make()
+    env = wrap.action_chunk(fork.make(), exp.chunk)
     loop = loops.on_policy(make, wrap.pooled(env, exp.lanes), steps=exp.steps, iterations=10)
 
     def init(cfg, key):
@@ -126,7 +132,7 @@ def main(exp: FlowPPO):
             return carry
         critic = carry.state.params["critic"]
         actor = {name: x for name, x in carry.state.params.items() if name != "critic"}
-        actor = clone(loss, actor, demonstrate(key_rows, exp.demonstrations), key_clone, exp.clone_updates)
+        actor = clone(loss, actor, demonstrate(key_rows, exp.demonstrations, exp.chunk), key_clone, exp.clone_updates)
         return carry._replace(state=carry.state._replace(params={**actor, "critic": critic}))
 
     cfg = dataclasses.replace(exp.algo, lr_updates=exp.total_steps / (exp.lanes * exp.steps))

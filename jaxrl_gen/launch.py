@@ -56,6 +56,7 @@ class Experiment:
     keep: int = option(3, low=1)  # checkpoints
     eval_episodes: int = option(64, low=0)  # of each member, at the end; 0: no evaluation
     eval_steps: int | None = option(None)  # at most so many per episode; needed where there is no time limit
+    eval_sample: bool = option(False)  # with actions drawn as in training, not the deterministic ones
     eval_chunks: int = option(0, low=0)  # evaluate after every so many chunks as well; 0: no
     stop_at: float = option(math.inf)  # stop once every member's return of training episodes reaches it
     export: bool = option(True)  # the best member's policy
@@ -101,7 +102,7 @@ def launch(
     described["changes"] = recorded.get("changes", []) if recorded else []
     stage = prepare(
         loop, cfg, seed=exp.seed, seeds=exp.seeds, devices=exp.devices, make=make, env=env, episodes=exp.eval_episodes,
-        steps=exp.eval_steps,
+        steps=exp.eval_steps, sample=exp.eval_sample,
     )  # fmt: skip
     if exp.replay:
         guards.replay(stage.loop, stage.cfg, exp.replay)

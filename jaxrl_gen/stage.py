@@ -47,6 +47,7 @@ def prepare(
     env: Env | None = None,
     episodes: int = 0,
     steps: int | None = None,
+    sample: bool = False,
 ) -> Stage:
     """Every setting of a config with every seed, shared out over devices.
 
@@ -58,6 +59,7 @@ def prepare(
       make, env: to evaluate with: `(cfg, spec) -> Algorithm`, and one lane.
       episodes: of each member in an evaluation; 0: none.
       steps: at most so many per episode; needed where there is no time limit.
+      sample: evaluate with actions drawn as in training, not the deterministic ones.
     Returns:
       Stage.
     Raises:
@@ -69,7 +71,7 @@ def prepare(
     devices = jax.device_count() if jax.process_count() > 1 else devices
     mesh = jax.make_mesh((devices,), ("devices",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
     mapped = loops.apart(mesh) if devices > 1 and group.count and group.count % devices == 0 else sweep.mapped
-    evaluator = evaluate.evaluator(make or loop.make, env, episodes, steps) if episodes else None
+    evaluator = evaluate.evaluator(make or loop.make, env, episodes, steps, sample=sample) if episodes else None
     play = evaluator and group.evaluation(evaluator, mapped)
     plain_init = group.init(loop.init, mapped)
     loop = guards.watched(loop)

@@ -18,7 +18,7 @@ import pytest
 
 from jaxrl_gen import checkpoint, loops
 from tests import toy_run
-from tests.contract.cases import CASES
+from tests.contract.suite import CASES
 from tests.toy_process import CACHE, ROOT, here, last_carry, rows, run, saved_steps, start, wait_for_rows
 
 @pytest.fixture(autouse=True)

@@ -55,18 +55,48 @@ def action_repeat(env: Env, times: int) -> Env:
         raise ValueError(f"action repeat is {times}; allowed: 1 and more")
 
     def step(state, action, key):
-        def again(carry, key):
-            state, _, outcome = carry
-            following = env.step(state, action, key)
-            total = following[2]._replace(reward=outcome.reward + following[2].reward)
-            return choose(ended(outcome) | ~jnp.asarray(outcome.valid), carry, (*following[:2], total)), None
+        return _in_a_row(env, state, jnp.broadcast_to(action, (times, *jnp.shape(action))), key)
 
-        key_first, *keys = jax.random.split(key, times)
-        first = env.step(state, action, key_first)
-        return jax.lax.scan(again, first, jnp.stack(keys))[0] if keys else first
+    return env._replace(step=step, spec=_slower(env.spec, times))
 
-    limit = env.spec.time_limit
-    return env._replace(step=step, spec=env.spec._replace(time_limit=limit and -(-limit // times)))
+
+def action_chunk(env: Env, length: int) -> Env:
+    """Take `length` actions at once and apply them one after the other, unseen, summing the rewards up to an end.
+
+    Args:
+      env: one lane, with continuous actions [A].
+      length: H; the action is [H A], the first one's coordinates first.
+    Returns:
+      Env.
+    Raises:
+      ValueError: if length < 1, or actions are discrete.
+    """
+    if length < 1 or env.spec.discrete:
+        raise ValueError(f"action chunk is {length}; allowed: 1 and more, of continuous actions")
+    size = env.spec.action_size
+
+    def step(state, action, key):
+        return _in_a_row(env, state, action.reshape(length, size), key)
+
+    return env._replace(step=step, spec=_slower(env.spec, length)._replace(action_size=length * size))
+
+
+def _in_a_row(env: Env, state: PyTree, actions: jax.Array, key: jax.Array):
+    """Several steps as one, whose reward is their sum; it stops at the end of the episode."""
+
+    def again(carry, row):
+        state, _, outcome = carry
+        following = env.step(state, *row)
+        total = following[2]._replace(reward=outcome.reward + following[2].reward)
+        return choose(ended(outcome) | ~jnp.asarray(outcome.valid), carry, (*following[:2], total)), None
+
+    keys = jax.random.split(key, len(actions))
+    first = env.step(state, actions[0], keys[0])
+    return jax.lax.scan(again, first, (actions[1:], keys[1:]))[0] if len(actions) > 1 else first
+
+
+def _slower(spec: Spec, times: int) -> Spec:
+    return spec._replace(time_limit=spec.time_limit and -(-spec.time_limit // times))
 
 
 def quarantine(env: Env) -> Env:

@@ -1,10 +1,6 @@
 """Every algorithm of the package on an environment that costs nothing: one line each, for all suites that go over them.
 
-from tests.contract.cases import CASES, EVERY_CASE
-
-@EVERY_CASE
-def test_something(case):
-    loop = case.loop()
+Other families keep theirs in files beside this one; `suite` has them all.
 """
 
 import dataclasses
@@ -12,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import pytest
 
 from jaxrl_gen import loops, nets, types
 from jaxrl_gen.algos import ppo
@@ -69,9 +64,6 @@ CASES = [
     Case("ppo_recurrent", recurrent_ppo, PPO, probe.memory),
     Case("ppo_dict_observation", asymmetric_ppo, PPO, probe.dict_observation),
 ]
-EVERY_CASE = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-ONLINE = [case for case in CASES if case.loop().env.lanes]  # those that act in the environment while they learn
-EVERY_ONLINE_CASE = pytest.mark.parametrize("case", ONLINE, ids=[case.name for case in ONLINE])
 
 
 def start(case: Case, seed: int = 0, **changes):

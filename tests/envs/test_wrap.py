@@ -72,6 +72,25 @@ def test_action_repeat_equals_repeating_by_hand():
     np.testing.assert_array_equal(once[2].next_obs, once[1])
 
 
+def test_an_action_chunk_is_its_actions_one_by_one():
+    plain = gymnax.make("Pendulum-v1", params={"max_steps_in_episode": 5})
+    chunked = wrap.action_chunk(plain, 3)
+    assert chunked.spec.action_size == 3 and chunked.spec.time_limit == 2
+    state, _ = plain.reset(jax.random.key(0))
+    begun, step, actions = state, jax.jit(plain.step), [0.3, -0.8, 1.0, 0.2, -0.1]
+    first, seen, once = jax.jit(chunked.step)(begun, jnp.array(actions[:3]), jax.random.key(1))
+    _, last, twice = jax.jit(chunked.step)(first, jnp.array([*actions[3:], 0.9]), jax.random.key(1))
+    rows = []
+    for action in actions:
+        state, obs, outcome = step(state, jnp.array([action]), jax.random.key(1))
+        rows.append((obs, float(outcome.reward)))
+    np.testing.assert_allclose(seen, rows[2][0], rtol=1e-6)
+    np.testing.assert_allclose(once.reward, sum(reward for _, reward in rows[:3]), rtol=1e-6)
+    np.testing.assert_allclose(last, rows[4][0], rtol=1e-6)  # the limit is after five: the sixth is not taken
+    np.testing.assert_allclose(twice.reward, rows[3][1] + rows[4][1], rtol=1e-6)
+    assert twice.truncated and not once.truncated
+
+
 def test_episode_sums_are_those_of_each_episode():
     env = wrap.fresh(gymnax.make("Pendulum-v1", params={"max_steps_in_episode": 7}), 3)
     _, _, outcome = roll(env, 20)
@@ -266,6 +285,8 @@ def test_refusals():
         wrap.time_limit(env, 0)
     with pytest.raises(ValueError, match="action repeat is 0; allowed: 1 and more"):
         wrap.action_repeat(env, 0)
+    with pytest.raises(ValueError, match="action chunk is 2; allowed: 1 and more, of continuous actions"):
+        wrap.action_chunk(probe.delayed(), 2)
     for many in (wrap.pooled, wrap.fresh):
         with pytest.raises(ValueError, match="lanes is 0; allowed: 1 and more"):
             many(env, 0)

@@ -56,7 +56,7 @@ def terminate(model, data) -> jax.Array:
     return jnp.sum(data.qpos**2) < HOLE**2
 
 
-def teacher(obs: jax.Array, side: jax.Array, key: jax.Array, *, speed: float = 0.6, noise: float = 0.3) -> jax.Array:
+def teacher(obs: jax.Array, side: jax.Array, key: jax.Array, *, speed: float = 0.6, noise: float = 0.1) -> jax.Array:
     """A slow demonstrator with an unsteady hand, who passes the hole on one side of it.
 
     Args:
