@@ -86,7 +86,7 @@ def completion_log_probs(
     *,
     hook: Callable = lambda logits: logits,
 ) -> jax.Array:
-    """The log-probabilities of given completions in one pass, as `complete` would give them: what a trainer learns from.
+    """The log-probabilities of given completions in one pass, as `complete` would give them: what a trainer needs.
 
     The logits at a place predict the token at the next: those from the prompt's last place on are used.
 

@@ -103,7 +103,7 @@ def verify(numbers: jax.Array, target: jax.Array, completion: jax.Array) -> jax.
 
 @cache
 def _reachable(numbers: tuple[int, ...]) -> dict[int, str]:
-    """Every value that the numbers give, each used once, with an expression for it; intermediate values are positive."""
+    """Every value that the numbers give, each used once, with an expression for it, all of whose parts are positive."""
     if len(numbers) == 1:
         return {numbers[0]: str(numbers[0])}
     found: dict[int, str] = {}

@@ -1,0 +1,49 @@
+"""Group-relative PPO on a robot of our own in MJX: eight rollouts from each start state, and no critic.
+
+With `--critic --name group_control_ppo` plain PPO learns from as many steps in as many lanes, with a critic, from
+rollouts of 64 steps.
+
+Run:      python -m experiments.group_control
+Hardware: not measured
+Minutes:  not measured
+Expect:   not measured
+"""
+
+import dataclasses
+
+from jaxrl_gen import launch, loops
+from jaxrl_gen.algos import group_ppo, ppo
+from jaxrl_gen.envs import wrap
+from jaxrl_gen.envs.tasks import courier
+from jaxrl_gen.types import static
+
+
+@dataclasses.dataclass(frozen=True)
+class Control(launch.Experiment):
+    """PPO with a group as its baseline, or with a critic, on the courier."""
+
+    name: str = launch.option("group_control")
+    critic: bool = static(False)
+    seeds: int = 5
+    total_steps: float = launch.option(5e5, low=1)
+    video: bool = launch.option(False)
+    starts: int = static(8, low=1)  # start states per update
+    group: int = static(8, low=1)  # rollouts from each
+    algo: ppo.Config = ppo.Config(lr=1e-3, lr_end=0.0, entropy_coefficient=0.003, minibatches=8)
+
+
+def main(exp: Control):
+    """Train with a group as the baseline, or with a critic, on the courier."""
+    env, lanes = courier.make(), exp.starts * exp.group
+    if exp.critic:
+        loop = loops.on_policy(ppo.make, wrap.pooled(env, lanes), steps=64, iterations=10)
+        per_update = 64 * lanes
+    else:
+        loop = loops.group(group_ppo.make, env, starts=exp.starts, group=exp.group, iterations=4)
+        per_update = env.spec.time_limit * lanes
+    cfg = dataclasses.replace(exp.algo, lr_updates=exp.total_steps / per_update)
+    return launch.launch(exp, env=env, loop=loop, cfg=cfg)
+
+
+if __name__ == "__main__":
+    launch.cli(main, Control)
