@@ -1,14 +1,19 @@
 """Latent actions from films of sprites, and a policy on them that few labels teach to act.
 
 Run:      python -m experiments.latent_action_sprites
-Hardware: not measured
-Minutes:  not measured
-Expect:   not measured
+Hardware: AMD EPYC, 2 cores, jax 0.10.2
+Minutes:  13.4
+Expect:   probe accuracy in per cent, 8 codes, 0 distractors: IQM 100, 95 % interval 100 to 100, over 5 seeds
 
 Three questions. How well does a linear probe read the true action from the codes, in episodes that were held out, as
 the codebook and the number of distractors grow? How does that compare with an inverse model trained on all true
 actions? And with L labelled steps: what wins, a policy on codes decoded by those labels, cloning of what an inverse
 model says that learned from them, or cloning of them alone?
+
+What came out, seed by seed in the record: without distractors eight codes are the actions. With one, nothing tells the
+model whom to follow: most seeds follow the sprite, and the probe is all but perfect; the others follow the distractor,
+and the probe knows nothing. Policies on codes beat cloning of few labels, but from 32 labels on not cloning of what an
+inverse model says: in this world, where every action is seen, few labels are enough for one.
 """
 
 import dataclasses
