@@ -28,12 +28,10 @@ def log_prob(params, obs, action, smallest_std=0.05):
 def test_update_equals_numpy(horizon, mode):
     algo, batch = bc.make(CFG, SPEC, actor=nets.mlp((ACTIONS,))), batch_of(horizon)
     state = started(algo)
-    after, metrics = mode(algo.update)(state, jax.tree.map(jnp.asarray, batch), jax.random.key(1))
+    after, _ = mode(algo.update)(state, jax.tree.map(jnp.asarray, batch), jax.random.key(1))
     rows = windows.float64(batch)
     total = lambda params: -log_prob(params, rows.obs, rows.action)[rows.valid].mean()
     windows.close_to_numpy(state, after, reference.gradient(total, windows.float64(state.params)), CFG.lr)
-    oracle = log_prob(windows.float64(state.params), rows.obs, rows.action).mean()
-    np.testing.assert_allclose(metrics["actor/log_prob"], oracle, rtol=0.5)  # over all rows, invalid ones too
 
 
 @pytest.mark.parametrize("spec", [SPEC, DISCRETE], ids=["continuous", "discrete"])
