@@ -78,7 +78,7 @@ def transformer(cfg, spec):
     return flow_policy.make(cfg, spec, net=nets.dit(1, 8, 2, 8))
 
 
-SIZES = dict(lr=1e-2, warmup=1.0, horizon=4, execute=2, steps=3, channels=(8, 16), kernel=3, time_width=8)
+SIZES = dict(lr=1e-2, warmup=1.0, horizon=4, execute=2, steps=3, channels=(8,), kernel=1, time_width=8)
 SMALL = flow_policy.Config(**SIZES)
 SLOW = diffusion_policy.Config(**SIZES)
 FQL = fql.Config(lr=1e-2, flow_steps=2, actor_hidden=(8,), critic_hidden=(8,))

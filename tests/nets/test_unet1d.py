@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxrl_gen import nets
-from jaxrl_gen.nets import unet1d
 from jaxrl_gen.nets.denoiser import waves
+from jaxrl_gen.nets.unet1d import _convolve
 
 CHANNELS, KERNEL, GROUPS, TIME, ACTIONS, HORIZON = (4, 6, 8), 5, 2, 8, 3, 8
 
@@ -126,7 +126,7 @@ def test_convolutions_and_their_gradients_are_the_frameworks_own(length, width, 
 
     def both(x, kernel):
         weighed = lambda f: lambda x, kernel: (jnp.sum(jnp.sin(y := f(x, kernel, stride))), y)
-        return [jax.value_and_grad(weighed(f), (0, 1), has_aux=True)(x, kernel) for f in (unet1d._convolve, theirs)]
+        return [jax.value_and_grad(weighed(f), (0, 1), has_aux=True)(x, kernel) for f in (_convolve, theirs)]
 
     ours, others = jax.jit(both)(x, kernel)
     for one, two in zip(jax.tree.leaves(ours), jax.tree.leaves(others), strict=True):

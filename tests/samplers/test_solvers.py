@@ -168,13 +168,32 @@ def drawn(solver, name, steps):
     [
         ("ddpm", "flow", 200), ("half", "flow", 200), ("ddim", "flow", 200), ("euler", "flow", 200),
         ("heun", "flow", 20), ("ddpm", "cosine", 200), ("ddim", "cosine", 100), ("euler", "cosine", 200),
-        ("heun", "cosine", 20), ("ddpm", "ddpm", LEVELS), ("ddim", "ddpm", LEVELS),
+        ("heun", "cosine", 20),
     ],
 )  # fmt: skip
 def test_with_the_best_denoiser_the_samples_are_the_data(solver, name, steps):
     x = drawn(solver, name, steps)
     np.testing.assert_allclose(x.mean(0), MEAN, atol=0.02)
     np.testing.assert_allclose(np.cov(x.T), COVARIANCE, atol=0.02)
+
+
+@pytest.mark.parametrize("solver, eta", [("ddpm", 1.0), ("half", 0.5), ("ddim", 0.0)])
+def test_on_a_table_the_samples_have_the_mean_and_covariance_of_the_recursion(solver, eta):
+    """Every step is affine in x, so both follow from those of the noise; with 50 steps they are nearly the data's."""
+    mean, covariance = np.zeros(2), np.eye(2)
+    grid = times("ddpm", LEVELS)
+    for t, s in zip(grid[:-1], grid[1:], strict=True):
+        (signal_t, noise_t), (signal_s, noise_s) = numpy_path("ddpm", t), numpy_path("ddpm", s)
+        gain = signal_t * COVARIANCE @ np.linalg.inv(signal_t**2 * COVARIANCE + noise_t**2 * np.eye(2))
+        std = eta * noise_s / noise_t * np.sqrt(noise_t**2 - (signal_t / signal_s * noise_s) ** 2)
+        left = np.sqrt(noise_s**2 - std**2) / noise_t
+        slope = signal_s * gain + left * (np.eye(2) - signal_t * gain)
+        mean = slope @ mean + (signal_s - left * signal_t) * (MEAN - signal_t * gain @ MEAN)
+        covariance = slope @ covariance @ slope.T + std**2 * np.eye(2)
+    np.testing.assert_allclose(covariance, COVARIANCE, atol=0.06)
+    x = drawn(solver, "ddpm", LEVELS)
+    np.testing.assert_allclose(x.mean(0), mean, atol=0.015)
+    np.testing.assert_allclose(np.cov(x.T), covariance, atol=0.012)
 
 
 def exact(start):
@@ -225,8 +244,8 @@ def test_evaluations_are_counted():
 def test_the_hook_on_the_data_bounds_the_sample(solver):
     clip = lambda data, x, t: jnp.clip(data, -0.1, 0.1)
     sampler, start = getattr(samplers, solver)(), 3.0 * noise(50)
-    free = run(sampler, "flow", start, jax.random.key(2), kind=denoise.velocity, steps=10)
-    held = run(sampler, "flow", start, jax.random.key(2), kind=denoise.velocity, steps=10, on_data=clip)
+    parts = dict(kind=denoise.velocity, steps=10, predict=_safe("flow", denoise.velocity))
+    free, held = (run(sampler, "flow", start, jax.random.key(2), **parts, **more) for more in ({}, dict(on_data=clip)))
     assert np.abs(free).max() > 0.3 and np.isfinite(held).all()
     assert np.abs(held).max() < (0.1001 if solver != "heun" else 0.6)  # whose second velocity is not of the same data
 
