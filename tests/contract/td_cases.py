@@ -42,6 +42,11 @@ def sample(rows, key):
     return jax.tree.map(lambda x: x[chosen][None], rows)
 
 
+def seen(env):
+    """What a policy that never acted reads: the observations of four rows."""
+    return jax.tree.map(lambda x: x[:LANES], rows(env.spec).obs)
+
+
 def offline(make, env):
     """A chunk of two updates from data."""
     return loops.offline(make, env, sample, (rows(env.spec),), updates=2)
@@ -63,7 +68,7 @@ CASES = [
     Case("sac_hl_gauss_3_steps", partial(sac.make, readout=CLASSIFIED), SAC, probe.truncating,
          partial(off_policy, horizon=3)),
     Case("sac_redq", REDQ, sac.Config(**SMALL, members=4), probe.dict_observation, off_policy),
-    Case("iql_offline", iql.make, IQL, probe.continuous_action, offline),
+    Case("iql_offline", iql.make, IQL, probe.continuous_action, offline, read=seen),
     Case("iql_offline_to_online", iql.make, IQL, probe.continuous_action, offline_to_online),
-    Case("bc_offline", bc.make, bc.Config(lr=1e-2, actor_hidden=(8,)), probe.continuous_action, offline),
+    Case("bc_offline", bc.make, bc.Config(lr=1e-2, actor_hidden=(8,)), probe.continuous_action, offline, read=seen),
 ]  # fmt: skip
