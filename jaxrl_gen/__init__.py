@@ -3,12 +3,14 @@
 Table of contents; every name below is loaded when it is first used, so importing the package costs nothing.
 
     types           the six nouns: Spec, Config (`config`, `static`, `leaf`), State, Algorithm, Env, Carry
-    losses          td, policy: the mathematics, one number per sample
-    nets            Net(init, apply): mlp, ensemble, conv, gru
+    losses          td, value, policy, actor, denoise, latent, group: the mathematics, one number per sample
+    nets            Net(init, apply): mlp, ensemble, conv, gru, unet1d, dit, transformer; vq
+    samplers        from a denoiser or a decoder to samples; chunks of actions, executed one by one
     distributions   what the policies sample from
     normalize       running mean and deviation, a pytree
-    algos           ppo: one file, one method
+    algos           one file, one method: ppo, sac, iql, bc, diffusion_policy, flow_policy, fql, latent_action, grpo
     envs            wrap, mjx, playground, brax, gymnax, probe
+    data            recorded episodes: read, checked, held once on the device, and drawn from
     replay          a ring of past rows on the device, a pytree
     loops           on_policy, off_policy, offline, offline_to_online; population, compile_report, run
     launch          a whole experiment from one call: run folder, callbacks, resume, report
@@ -35,9 +37,9 @@ import importlib
 __version__ = "0.1.0"
 
 _MODULES = (
-    "algos", "callbacks", "checkpoint", "conclude", "deploy", "distributions", "envs", "evaluate", "export", "guards",
-    "launch", "loops", "losses", "members", "nets", "normalize", "record", "render", "replay", "report", "runs",
-    "stage", "sweep", "types",
+    "algos", "callbacks", "checkpoint", "conclude", "data", "deploy", "distributions", "envs", "evaluate", "export",
+    "guards", "launch", "loops", "losses", "members", "nets", "normalize", "record", "render", "replay", "report",
+    "runs", "samplers", "stage", "sweep", "types",
 )  # fmt: skip
 _TYPES = (
     "Algorithm", "Carry", "Env", "Outcome", "Recalled", "Scene", "Spec", "Transition", "config", "leaf", "static",
