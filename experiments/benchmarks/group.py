@@ -91,9 +91,10 @@ def trl() -> dict:
             max_steps=4 * STEPS, learning_rate=1e-3, lr_scheduler_type="constant", save_strategy="no",
             logging_strategy="no", report_to=[], bf16=False, gradient_checkpointing=False, disable_tqdm=True,
         )  # fmt: skip
+        Qwen2ForCausalLM(config).save_pretrained(folder)  # the reference is read from where the model came from
         start = time.perf_counter()
         trainer = GRPOTrainer(
-            Qwen2ForCausalLM(config), reward, args=arguments, processing_class=tokenizer, callbacks=[Clock()],
+            Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32), reward, args=arguments, processing_class=tokenizer, callbacks=[Clock()],
             train_dataset=Dataset.from_dict({"prompt": [draw() for _ in range(4 * STEPS * PROMPTS)]}),
         )  # fmt: skip
         trainer.train()
