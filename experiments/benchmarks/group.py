@@ -94,7 +94,8 @@ def trl() -> dict:
         Qwen2ForCausalLM(config).save_pretrained(folder)  # the reference is read from where the model came from
         start = time.perf_counter()
         trainer = GRPOTrainer(
-            Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32), reward, args=arguments, processing_class=tokenizer, callbacks=[Clock()],
+            Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32), reward, args=arguments,
+            processing_class=tokenizer, callbacks=[Clock()],
             train_dataset=Dataset.from_dict({"prompt": [draw() for _ in range(4 * STEPS * PROMPTS)]}),
         )  # fmt: skip
         trainer.train()
