@@ -189,7 +189,7 @@ def test_a_poisoned_lane_is_contained(case):
     if it.loop.env.lanes is None:
         pytest.skip("it learns from data alone, or from tries that end with their first episode")
     sick = it.carry._replace(env_state=probe.poison(it.carry.env_state, lane=2))
-    iteration = jax.jit(it.loop.iteration)
+    iteration = jax.jit(lambda cfg, carry: it.loop.iteration(cfg, carry, 0, *it.loop.data))
     (well, healthy, rows), (after, metrics, poisoned) = iteration(it.cfg, it.carry), iteration(it.cfg, sick)
     rows, poisoned = lived(well, rows), lived(after, poisoned)
     assert float(healthy["env/quarantined"]) == 0.0 and float(metrics["env/quarantined"]) == 1.0
