@@ -50,7 +50,7 @@ class FlowPPO(launch.Experiment):
 
 
 def demonstrate(key: jax.Array, episodes: int, chunk: int) -> tuple[jax.Array, jax.Array]:
-    """Observations [N, 4] and chunks of actions [N, 2 chunk] of the teacher, who goes to each side in half the episodes."""
+    """Observations [N, 4] and chunks of actions [N, 2 chunk] of the teacher, half of whose episodes go to each side."""
     env = fork.make()
 
     def episode(key, side):

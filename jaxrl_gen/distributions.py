@@ -117,7 +117,7 @@ class Head(NamedTuple):
 
     What is chosen is remembered as it was before any squashing, for there its log-probability loses nothing:
     `sample(params, output, key) -> (choice, log_prob [...])`, `action(choice) -> action`, `mode(params, output) ->
-    action` and `score(params, output, choice, key) -> (log_prob [...], entropy [...])`, where the entropy may be an estimate.
+    action` and `score(params, output, choice, key) -> (log_prob [...], entropy [...])`, the entropy maybe an estimate.
     """
 
     init: Callable  # key -> params

@@ -15,6 +15,7 @@ TOP = {
 ALLOWED = {
     "types": set(),
     **{part: {"types"} for part in BASE},
+    "samplers": {"types", "losses"},  # a sampler goes through the noise process that its denoiser was taught on
     "algos": {"types"} | BASE,
     "envs": {"types"},
     "data": {"types"},
