@@ -40,4 +40,5 @@ def test_notebook_is_short_and_tells_its_story(path):
 
 
 def test_the_notebooks_are_there():
-    assert {"00_tour", "01_write_a_loss", "02_scale_out"} <= {path.stem for path in NOTEBOOKS}
+    wanted = {"00_tour", "01_write_a_loss", "02_scale_out", "04_denoisers", "05_latent_actions", "06_group_relative"}
+    assert wanted | {"07_finetune_a_flow_policy"} <= {path.stem for path in NOTEBOOKS}
