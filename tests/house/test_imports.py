@@ -37,6 +37,7 @@ ONE_PLACE = {
     "tensorflow_datasets": "data",
     "matplotlib": "report.py",
     "jinja2": "report.py",
+    "safetensors": "nets/transformer.py",
     "imageio": "render.py",
     "tensorboardX": "callbacks.py",
 }
