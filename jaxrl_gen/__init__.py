@@ -3,7 +3,7 @@
 Table of contents; every name below is loaded when it is first used, so importing the package costs nothing.
 
     types           the six nouns: Spec, Config (`config`, `static`, `leaf`), State, Algorithm, Env, Carry
-    losses          td, value, policy, actor, denoise, latent, group: the mathematics, one number per sample
+    losses          td, value, policy, denoise, latent, group: the mathematics, one number per sample
     nets            Net(init, apply): mlp, ensemble, conv, gru, unet1d, dit, transformer; vq
     samplers        from a denoiser or a decoder to samples; chunks of actions, executed one by one
     distributions   what the policies sample from

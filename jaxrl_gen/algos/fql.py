@@ -16,8 +16,7 @@ import optax
 
 from jaxrl_gen import nets, normalize, samplers
 from jaxrl_gen.algos import descent
-from jaxrl_gen.losses import actor as acting
-from jaxrl_gen.losses import denoise, td, value
+from jaxrl_gen.losses import denoise, policy, td, value
 from jaxrl_gen.types import Algorithm, PyTree, Spec, Transition, config, leaf, static
 
 
@@ -143,7 +142,7 @@ def make(
         distance, of_actor = denoise.distillation(student, teacher)
         frozen = jax.lax.stop_gradient(params["critic"])
         values = critic.apply(frozen, (steps.obs, bounded(student)))[..., 0]
-        push, of_value = acting.value_ascent(actor_value(values, keys[1]), scale_free=cfg.scale_free)
+        push, of_value = policy.value_ascent(actor_value(values, keys[1]), scale_free=cfg.scale_free)
         metrics = of_critic | of_flow | of_actor | of_value | {"critic/value": jnp.mean(outputs)}
         return descent.valid_mean(error + cloning + cfg.closeness * distance + push, steps.valid), metrics
 
