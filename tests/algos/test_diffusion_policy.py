@@ -203,7 +203,7 @@ def test_two_modes_are_cloned_as_two(make, cfg):
         action = jnp.broadcast_to(side * (0.6 + 0.1 * obs), (128, 2, 1))
         return Windows(obs, action, jnp.ones((128, 2), bool))
 
-    loop = loops.offline(make, env, sample, ((),), updates=500)
+    loop = loops.offline(make, env, sample, ((),), updates=800)
     cfg = types.strong(cfg)
     carry, _ = jax.jit(loop.chunk)(cfg, jax.jit(loop.init)(cfg, jax.random.key(0)), ())
     algo = make(cfg, env.spec)
