@@ -84,13 +84,13 @@ SLOW = diffusion_policy.Config(**SIZES)
 FQL = fql.Config(lr=1e-2, flow_steps=2, actor_hidden=(8,), critic_hidden=(8,))
 
 CASES = [
-    Case("diffusion_policy", diffusion_policy.make, SLOW, probe.continuous_action, clone, read=recalled, spread=5e-3),
+    Case("diffusion_policy", diffusion_policy.make, SLOW, probe.continuous_action, clone, read=recalled, spread=2e-2),
     Case(
         "diffusion_policy_ddim", partial(diffusion_policy.make, sampler=samplers.ddim()), SLOW,
-        probe.dict_observation, clone, read=recalled, spread=5e-3,
+        probe.dict_observation, clone, read=recalled, spread=2e-2,
     ),
-    Case("flow_policy", flow_policy.make, SMALL, probe.continuous_action, clone, read=recalled, spread=5e-3),
-    Case("flow_policy_transformer", transformer, SMALL, probe.continuous_action, clone, read=recalled, spread=5e-3),
+    Case("flow_policy", flow_policy.make, SMALL, probe.continuous_action, clone, read=recalled, spread=2e-2),
+    Case("flow_policy_transformer", transformer, SMALL, probe.continuous_action, clone, read=recalled, spread=2e-2),
     Case("fql_offline", fql.make, FQL, probe.continuous_action, learn, read=seen),
     Case("fql_online", fql.make, FQL, probe.dict_observation, online),
 ]  # fmt: skip
