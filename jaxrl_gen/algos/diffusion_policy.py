@@ -26,6 +26,7 @@ class Config:
     warmup: float = leaf(500.0, low=1.0)  # updates until the learning rate is whole
     lr_updates: float = leaf(jnp.inf, low=1.0)  # it falls to zero as half a cosine over so many; infinite: it stays
     weight_decay: float = leaf(1e-6, low=0.0)
+    adam_epsilon: float = leaf(1e-8, low=0.0)
     average_power: float = leaf(0.75, low=0.0, high=1.0)  # the average forgets 1 / (1 + updates)^power of itself ...
     average_least: float = leaf(1e-4, low=0.0, high=1.0)  # ... per update, but no less than this
     history: int = static(2, low=1)  # To, observations seen
@@ -85,7 +86,7 @@ def make(
     several = lambda leaf: jax.ShapeDtypeStruct((cfg.history, *leaf.shape), leaf.dtype)
     float32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     noisy = nets.Noisy(float32(cfg.horizon, spec.action_size), float32(), jax.tree.map(several, spec.obs))
-    optimizer = optax.chain(optax.scale_by_adam(b1=0.95), optax.add_decayed_weights(cfg.weight_decay))
+    optimizer = optax.chain(optax.scale_by_adam(b1=0.95, eps=cfg.adam_epsilon), optax.add_decayed_weights(cfg.weight_decay))
 
     def init(key):
         params = net.init(key, noisy)

@@ -34,7 +34,6 @@ class Case(NamedTuple):
     env: Callable[[], Env]
     train: Callable[[Callable, Env], loops.Loop] = on_policy
     rate: str = "lr"  # the float that the suites change
-    spread: float = 1e-4  # how far a member may be from its single run: Adam's first steps magnify rounding near zero
     read: Callable[[Env], Any] | None = None  # what `act` reads, a few of it; default: the carry's own observations
 
     def loop(self, change: Callable[[Env], Env] = lambda env: env) -> loops.Loop:

@@ -78,19 +78,22 @@ def transformer(cfg, spec):
     return flow_policy.make(cfg, spec, net=nets.dit(1, 8, 2, 8))
 
 
-SIZES = dict(lr=1e-2, warmup=1.0, horizon=4, execute=2, steps=3, channels=(8,), kernel=1, time_width=8)
+# A bias before a normalisation has no gradient but rounding errors, and Adam would follow their sign: hence the epsilon.
+SIZES = dict(
+    lr=1e-2, adam_epsilon=1e-2, warmup=1.0, horizon=4, execute=2, steps=3, channels=(8,), kernel=1, time_width=8
+)  # fmt: skip
 SMALL = flow_policy.Config(**SIZES)
 SLOW = diffusion_policy.Config(**SIZES)
 FQL = fql.Config(lr=1e-2, flow_steps=2, actor_hidden=(8,), critic_hidden=(8,))
 
 CASES = [
-    Case("diffusion_policy", diffusion_policy.make, SLOW, probe.continuous_action, clone, read=recalled, spread=2e-2),
+    Case("diffusion_policy", diffusion_policy.make, SLOW, probe.continuous_action, clone, read=recalled),
     Case(
         "diffusion_policy_ddim", partial(diffusion_policy.make, sampler=samplers.ddim()), SLOW,
-        probe.dict_observation, clone, read=recalled, spread=2e-2,
+        probe.dict_observation, clone, read=recalled,
     ),
-    Case("flow_policy", flow_policy.make, SMALL, probe.continuous_action, clone, read=recalled, spread=2e-2),
-    Case("flow_policy_transformer", transformer, SMALL, probe.continuous_action, clone, read=recalled, spread=2e-2),
+    Case("flow_policy", flow_policy.make, SMALL, probe.continuous_action, clone, read=recalled),
+    Case("flow_policy_transformer", transformer, SMALL, probe.continuous_action, clone, read=recalled),
     Case("fql_offline", fql.make, FQL, probe.continuous_action, learn, read=seen),
     Case("fql_online", fql.make, FQL, probe.dict_observation, online),
 ]  # fmt: skip

@@ -154,7 +154,7 @@ def test_a_member_of_a_population_is_the_single_run(case):
             np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
         expected, _ = it.chunk(case.config(**{case.rate: rates[k]}), single)
         for one, two in zip(numbers(member(after)), numbers(expected), strict=True):
-            np.testing.assert_allclose(one, two, rtol=1e-3, atol=case.spread)
+            np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
 
 
 @EVERY_CASE
