@@ -86,7 +86,8 @@ def make(
     several = lambda leaf: jax.ShapeDtypeStruct((cfg.history, *leaf.shape), leaf.dtype)
     float32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     noisy = nets.Noisy(float32(cfg.horizon, spec.action_size), float32(), jax.tree.map(several, spec.obs))
-    optimizer = optax.chain(optax.scale_by_adam(b1=0.95, eps=cfg.adam_epsilon), optax.add_decayed_weights(cfg.weight_decay))
+    adam = optax.scale_by_adam(b1=0.95, eps=cfg.adam_epsilon)
+    optimizer = optax.chain(adam, optax.add_decayed_weights(cfg.weight_decay))
 
     def init(key):
         params = net.init(key, noisy)

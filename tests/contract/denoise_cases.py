@@ -78,7 +78,7 @@ def transformer(cfg, spec):
     return flow_policy.make(cfg, spec, net=nets.dit(1, 8, 2, 8))
 
 
-# A bias before a normalisation has no gradient but rounding errors, and Adam would follow their sign: hence the epsilon.
+# A bias before a normalisation has no gradient but rounding errors, whose sign Adam would follow: hence the epsilon.
 SIZES = dict(
     lr=1e-2, adam_epsilon=1e-2, warmup=1.0, horizon=4, execute=2, steps=3, channels=(8,), kernel=1, time_width=8
 )  # fmt: skip
