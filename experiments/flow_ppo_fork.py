@@ -1,6 +1,7 @@
 """A flow policy cloned from a slow teacher who goes both ways, then improved online by PPO through its denoising steps.
 
 Run:      python -m experiments.flow_ppo_fork
+Method:   ppo on flow_head; ppo: --policy gaussian; ppo: --policy scratch
 Hardware: not measured
 Minutes:  not measured
 Expect:   not measured

@@ -1,6 +1,7 @@
 """Flow Q-learning on point-maze data of two opposite minds, offline: against cloning the same data.
 
 Run:      python -m experiments.fql_point_maze
+Method:   fql; flow_policy: --policy flow
 Hardware: not measured
 Minutes:  not measured
 Expect:   not measured

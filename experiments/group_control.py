@@ -4,6 +4,7 @@ With `--critic --name group_control_ppo` plain PPO learns from as many steps in 
 rollouts of 64 steps.
 
 Run:      python -m experiments.group_control
+Method:   group_ppo; ppo: --critic
 Hardware: not measured
 Minutes:  not measured
 Expect:   not measured

@@ -5,6 +5,7 @@ nothing is learned after the examples, which shows what the tries add. Problems 
 stages.
 
 Run:      python -m experiments.grpo_countdown
+Method:   grpo; dr_grpo, dapo, rloo, reinforce_plus_plus, gspo, cispo: --method NAME; token_cloning: --method cloned
 Hardware: not measured
 Minutes:  not measured
 Expect:   not measured

@@ -1,6 +1,7 @@
 """Latent actions from films of sprites, and a policy on them that few labels teach to act.
 
 Run:      python -m experiments.latent_action_sprites
+Method:   latent_action
 Hardware: AMD EPYC, 2 cores, jax 0.10.2
 Minutes:  13.4
 Expect:   probe accuracy in per cent, 8 codes, 0 distractors: IQM 100, 95 % interval 100 to 100, over 5 seeds

@@ -1,22 +1,39 @@
-"""Publish finished runs: the recorded result, the experiment's header and the README's table all say what was measured.
+"""Publish finished runs: the recorded result, the experiment's header and the README's tables say what was measured.
 
     python -m experiments.publish runs/ppo_swingup-20261120-224358 [...]  # record these runs
-    python -m experiments.publish                                         # rewrite headers and table from the records
+    python -m experiments.publish                                         # rewrite headers and tables from the records
 
-Nothing here is typed by hand: a figure in a header or in the table is the one in `experiments/results/<name>.json`,
-and a test holds them together.
+Nothing here is typed by hand: a figure in a header or in a table is the one in `experiments/results/<name>.json`, what
+is said of a method is read from its source, and a test holds them together. An experiment that imports one algorithm
+measures that one; another has a line in its header that says which methods it measures with which flags, such as
+`Method: iql; bc: --clone`, or, where a flag takes the name of a method, `Method: grpo; dapo, rloo: --method NAME`.
 """
 
 import json
 import re
+import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+from experiments import _methods
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
 FIELDS = ("Hardware", "Minutes", "Expect")
+
+
+class Entry(NamedTuple):
+    """An experiment, run in one way: a row of the README's table."""
+
+    method: str
+    name: str  # of the record
+    command: str
+    result: dict | None  # None: not measured yet
+    unit: str  # of its steps
 
 
 def record(run: Path) -> Path:
@@ -35,6 +52,9 @@ def record(run: Path) -> Path:
         frames = iio.imread(run / "video.mp4")
         iio.imwrite(RESULTS / f"{name}_still.png", frames[len(frames) // 2])
     return path
+
+
+# ------------------------------------------------------------------------------------------------------------- headers
 
 
 def facts(result: dict) -> dict[str, str]:
@@ -56,41 +76,144 @@ def header(source: str, result: dict) -> str:
     return source
 
 
+def measures(source: str) -> list[tuple[str, str]]:
+    """(method, flags with which it is measured) of an experiment, as its header tells, or else its one algorithm."""
+    told = re.search(r"^Method: +(.+)$", source, re.M)
+    imported = re.search(r"^from jaxrl_gen.algos import (\w+)$", source, re.M)
+    ways = []
+    for part in told[1].split("; ") if told else [imported[1]] if imported else []:
+        names, _, flags = part.partition(": ")
+        ways += [(name, flags.replace("NAME", name)) for name in names.split(", ")]
+    return ways
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def entries() -> Iterator[Entry]:
+    """Every record, and every way to run an experiment of which there is none, by the names of experiments."""
+    records = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    for path in sorted(HERE.glob("[a-z]*.py")):
+        source = path.read_text(encoding="utf-8")
+        ways = measures(source)
+        unit = re.search(r"^    total_steps: .*  # (\w+)", source, re.M)
+        unit = unit[1] if unit else "steps"
+        missing = dict.fromkeys(ways)
+        for name, result in records.items():
+            if not result.get("score") or result.get("experiment", "").partition(".")[0] != path.stem:
+                continue
+            words = shlex.split(result["command"])
+            fitting = [way for way in ways if _contains(words, shlex.split(way[1]))]
+            if not fitting:
+                raise ValueError(f"{path.name} does not say what {result['command']} measures: give it a line Method:")
+            way = max(fitting, key=lambda way: len(way[1]))
+            missing.pop(way, None)
+            yield Entry(way[0], name, result["command"], result, unit)
+        for method, flags in missing:
+            name = "_".join([path.stem, *(word.lstrip("-").replace("-", "_") for word in flags.split()[-1:])])
+            flags = f" {flags} --name {name}" if flags else ""
+            yield Entry(method, name, f"python -m experiments.{path.stem}{flags}", None, unit)
+
+
+def methods() -> list[tuple[_methods.Method, list[Entry]]]:
+    """Every method with its entries, measured ones first, by families."""
+    known, found = _methods.methods(), {}
+    for entry in entries():
+        plain, _, part = entry.method.partition(" on ")
+        if plain not in known:
+            raise ValueError(f"{entry.command} measures {plain!r}; allowed: {', '.join(known)}")
+        if entry.method not in known:
+            known[entry.method] = _methods.on_part(known[plain], part)
+        found.setdefault(entry.method, []).append(entry)
+    titled = [*_methods.TITLES, *sorted({method.family for method in known.values()} - set(_methods.TITLES))]
+    order = list(known)  # of files, variants after what they vary
+    place = lambda method: (titled.index(method.family), order.index(method.name.partition(" on ")[0]))
+    unmeasured = lambda entry: entry.result is None
+    return [(x, sorted(found.get(x.name, []), key=unmeasured)) for x in sorted(known.values(), key=place)]
+
+
 def table() -> str:
-    """The README's table of all recorded experiments, in alphabetical order."""
-    columns = ["experiment", "result (IQM over seeds, 95 % interval)", "steps per seed", "minutes"]
+    """The README's table of methods: what each is, and what was measured of it, with which command."""
+    columns = ["method", "family", "what it is", "command", "result: IQM over seeds (95 % interval)", "minutes"]
     lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
-    for path in sorted(RESULTS.glob("*.json")):
-        result = json.loads(path.read_text())
-        if "score" not in result:
-            continue
-        source = HERE / f"{result['experiment'].partition('.')[0]}.py"
-        what, score = source.read_text().split('"""')[1].splitlines()[0], result["score"]
-        lines.append(
-            f"| `{result['command']}`: {what} "
-            f"| {score['what']}: {score['iqm']:.4g} ({score['low']:.4g} to {score['high']:.4g}), {score['runs']} seeds "
-            f"| {result['steps'] / 1e6:.2g} M | {result['seconds']['total'] / 60:.1f} |"
-        )
+    for method, found in methods():
+        plain, _, part = method.name.partition(" on ")
+        name = f"[`{plain}`]({method.file})" if not part else f"`{plain}` on [`{part}`]({method.file})"
+        about = [name, title(method.family), method.line]
+        for entry in found or [None]:
+            lines.append(f"| {' | '.join([*about, *_measured(entry)])} |")
+            about = ["", "", ""]
     return "\n".join(lines)
 
 
-def with_table(readme: str) -> str:
-    """The README with today's table between its two marks."""
-    return re.sub(
-        r"(<!-- results -->\n).*?(<!-- /results -->)", lambda m: f"{m[1]}{table()}\n{m[2]}", readme, flags=re.S
-    )
+def families() -> str:
+    """The README's table of families: their losses, their parts, and a picture of the longest run that left one."""
+    columns = ["family", "losses", "parts that you replace", ""]
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    of: dict[str, list] = {}
+    for method, found in methods():
+        of.setdefault(method.family, []).append((method, found))
+    for family, members in of.items():
+        each = lambda values: ", ".join(f"`{value}`" for value in dict.fromkeys(values))
+        losses, parts = ([x for method, _ in members for x in getattr(method, what)] for what in ("losses", "parts"))
+        picture = _picture([entry for _, found in members for entry in found if entry.result])
+        lines.append(f"| {title(family)} | {each(losses)} | {each(parts)} | {picture} |")
+    return "\n".join(lines)
+
+
+def title(family: str) -> str:
+    """What the README calls a family."""
+    return _methods.TITLES.get(family, family.replace("_", " "))
+
+
+def with_tables(readme: str) -> str:
+    """The README with today's tables between their marks."""
+    for mark, written in {"families": families(), "results": table()}.items():
+        pattern = rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)"
+        readme = re.sub(pattern, lambda m: f"{m[1]}{written}\n{m[2]}", readme, flags=re.S)
+    return readme
+
+
+def _measured(entry: Entry | None) -> list[str]:
+    """Command, result and minutes."""
+    if entry is None:
+        return ["", "not measured yet", ""]
+    if entry.result is None:
+        return [f"`{entry.command}`", "not measured yet", ""]
+    score, steps = entry.result["score"], entry.result["steps"]
+    taken = f"{steps / 1e6:.2g} M" if steps >= 1e6 else f"{steps:,.0f}"
+    return [
+        f"`{entry.command}`",
+        f"{score['what']}: {score['iqm']:.4g} ({score['low']:.4g} to {score['high']:.4g}), {score['runs']} seeds of "
+        f"{taken} {entry.unit}",
+        f"{entry.result['seconds']['total'] / 60:.1f}",
+    ]
+
+
+def _picture(found: list[Entry]) -> str:
+    """The picture of the longest run that has one: a still of its video, or else its curve."""
+    for entry in sorted(found, key=lambda entry: -entry.result["seconds"]["total"]):
+        for path in (RESULTS / f"{entry.name}_still.png", RESULTS / f"{entry.name}.png"):
+            if path.exists():
+                return f"![{entry.name}](experiments/results/{path.name})"
+    return ""
+
+
+def _contains(words: list[str], flags: list[str]) -> bool:
+    """Whether flags stand in a command, side by side."""
+    return any(words[i : i + len(flags)] == flags for i in range(len(words) - len(flags) + 1))
 
 
 def main(runs: list[str]) -> None:
-    """Record the runs, then rewrite every header and the table."""
+    """Record the runs, then rewrite every header and the tables."""
     for run in runs:
         print(record(Path(run)))
     for path in sorted(RESULTS.glob("*.json")):
         source = HERE / f"{path.stem}.py"
         result = json.loads(path.read_text())
-        if source.exists() and "score" in result:
+        if source.exists() and result.get("score"):
             source.write_text(header(source.read_text(), result))
-    README.write_text(with_table(README.read_text()))
+    README.write_text(with_tables(README.read_text()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """SAC with critics that classify (HL-Gauss) or, with --no-classify, regress, of any --width, on gymnax's Pendulum-v1.
 
 Run:      python -m experiments.sac_hl_gauss
+Method:   sac on classified; sac: --no-classify
 Hardware: not measured
 Minutes:  not measured
 Expect:   not measured

@@ -2,10 +2,13 @@
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 import re
+import shlex
 
 import pytest
+import tyro
 
 from experiments import publish
 from jaxrl_gen import launch, record
@@ -47,12 +50,12 @@ def test_every_record_belongs_to_a_file():
     """A variant's record has its file's name and one of its own after it: ppo_own_robot_fixed."""
     stems, benchmarks = {path.stem for path in EXPERIMENTS}, {path.stem for path in FILES if path not in EXPERIMENTS}
     records = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
-    for record, result in records.items():
-        if record.startswith("benchmark_"):
-            assert record.removeprefix("benchmark_") in benchmarks
+    for stem, result in records.items():
+        if stem.startswith("benchmark_"):
+            assert stem.removeprefix("benchmark_") in benchmarks
         else:
             file = result["experiment"].partition(".")[0]
-            assert file in stems and (record == file or record.startswith(f"{file}_"))
+            assert file in stems and (stem == file or stem.startswith(f"{file}_"))
     assert {path.stem.removesuffix("_still") for path in RESULTS.glob("*.png")} <= set(records)
 
 
@@ -108,8 +111,73 @@ def test_every_field_is_a_flag_and_main_is_importable(path, capsys):
         )
 
 
-def test_the_readme_table_is_the_recorded_one():
-    text = publish.README.read_text(encoding="utf-8")
-    assert publish.with_table(text) == text
-    for path in RECORDED:
-        assert f"python -m experiments.{path.stem}" in text
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+def test_it_says_which_methods_it_measures_and_with_which_flags(path):
+    """One imported algorithm is the method; else `Method: iql; bc: --clone`, whose flags change the defaults."""
+    module, text = importlib.import_module(f"experiments.{path.stem}"), path.read_text(encoding="utf-8")
+    ways = publish.measures(text)
+    assert ways, "several algorithms, and no line such as `Method:   iql; bc: --clone` in the header"
+    assert [flags for _, flags in ways].count("") == 1 and len(set(ways)) == len(ways)
+    (kind,) = [x for x in vars(module).values() if dataclasses.is_dataclass(x) and x.__module__ == module.__name__]
+    for method, flags in ways:
+        assert importlib.util.find_spec(f"jaxrl_gen.algos.{method.split()[0]}") or f'"{method}"' in text
+        assert not flags or tyro.cli(kind, args=shlex.split(flags)) != kind()
+
+
+README = publish.README.read_text(encoding="utf-8")
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in re.search(r"<!-- results -->\n(.*?)<!-- /results -->", README, re.S)[1].splitlines()[2:]
+]
+
+
+def test_the_readme_tables_are_todays():
+    assert publish.with_tables(README) == README, "run `python -m experiments.publish`"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(set(RESULTS.glob("*.json")) - set(RESULTS.glob("benchmark_*"))), ids=lambda path: path.stem
+)
+def test_a_record_is_told_once_in_the_readme(path):
+    result = json.loads(path.read_text())
+    ((*_, told, minutes),) = [row for row in ROWS if row[3] == f"`{result['command']}`"]
+    what, score = told.rsplit(": ", 1)
+    iqm, low, high, seeds, steps = (float(x.replace(",", "")) for x in re.findall(r"-?\d[\d,.]*(?:e[+-]?\d+)?", score))
+    assert what == result["score"]["what"] and seeds == len(result["score"]["per_member"])
+    assert (iqm, low, high) == pytest.approx([result["score"][k] for k in ("iqm", "low", "high")], rel=1e-3)
+    assert steps * (1e6 if " M " in score else 1) == pytest.approx(result["steps"], rel=0.05)
+    assert float(minutes) == pytest.approx(result["seconds"]["total"] / 60, abs=0.051)
+
+
+def test_every_method_is_told_in_the_readme_and_what_was_not_measured_says_so():
+    algorithms = {path.stem for path in (source.PACKAGE / "algos").glob("*.py") if "\ndef make(" in path.read_text()}
+    told = [re.match(r"(?:\[)?`(\w+)`", row[0])[1] for row in ROWS if row[0]]
+    assert algorithms | {"dr_grpo", "dapo", "rloo", "reinforce_plus_plus", "gspo", "cispo"} == set(told)
+    commands = [json.loads(path.read_text()).get("command") for path in RESULTS.glob("*.json")]
+    for *_, command, result, minutes in ROWS:
+        if command.strip("`") not in commands:
+            assert (result, minutes) == ("not measured yet", "")
+
+
+def test_a_record_of_which_no_method_is_known_is_refused(tmp_path, monkeypatch):
+    recorded = json.loads((RESULTS / "ppo_swingup.json").read_text())
+    monkeypatch.setattr(publish, "RESULTS", tmp_path)
+    monkeypatch.setattr(publish, "measures", lambda text: [("flow_policy", "--policy flow"), ("nothing", "")])
+    (tmp_path / "ppo_swingup.json").write_text(json.dumps(recorded))
+    with pytest.raises(ValueError, match="measures 'nothing'; allowed: "):
+        publish.methods()
+    monkeypatch.setattr(publish, "measures", lambda text: [("flow_policy", "--policy flow")])
+    with pytest.raises(ValueError, match="give it a line Method:"):
+        publish.methods()
+
+
+def test_a_record_counts_for_the_method_whose_flags_its_command_has(tmp_path, monkeypatch):
+    recorded = json.loads((RESULTS / "ppo_swingup.json").read_text()) | {"experiment": "grpo_countdown.Countdown"}
+    recorded["command"] = "python -m experiments.grpo_countdown --seeds 2 --method dapo --name grpo_countdown_dapo"
+    monkeypatch.setattr(publish, "RESULTS", tmp_path)
+    (tmp_path / "grpo_countdown_dapo.json").write_text(json.dumps(recorded))
+    measured = [(method.name, entry.name) for method, found in publish.methods() for entry in found if entry.result]
+    assert measured == [("dapo", "grpo_countdown_dapo")]
+    (tmp_path / "grpo_countdown_dapo_still.png").touch()
+    pictures = [line for line in publish.families().splitlines() if "![" in line]
+    assert len(pictures) == 1 and "grpo_countdown_dapo_still.png" in pictures[0] and pictures[0].startswith("| groups")
