@@ -16,8 +16,7 @@ import importlib.util
 import time
 from functools import partial
 
-from experiments.benchmarks.off_policy import Benchmark, compare, trained
-from experiments.benchmarks.on_policy import figures, timed
+from experiments.benchmarks._sides import Benchmark, compare, figures, timed, trained
 
 HORIZON, ACTIONS, FEATURES, STEPS, LEVELS, BATCH = 16, 2, 20, 10, 100, 256
 CHANNELS, KERNEL, TIME, GROUPS = (256, 512, 1024), 5, 256, 8

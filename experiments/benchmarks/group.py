@@ -14,8 +14,7 @@ import importlib.util
 import time
 from functools import partial
 
-from experiments.benchmarks.off_policy import Benchmark, compare, trained
-from experiments.benchmarks.on_policy import figures
+from experiments.benchmarks._sides import Benchmark, compare, figures, trained
 
 PROMPTS, GROUP, PROMPT, LENGTH, VOCAB, WANTED, END = 8, 8, 8, 32, 64, 5, 1
 WIDTH, LAYERS, HEADS, HIDDEN = 128, 4, 4, 512

@@ -10,50 +10,13 @@ Every side has one environment, actor and twin critics of 2 x 64 units with swis
 run in a process of its own, round after round. Steps per second leave compilation and evaluation out.
 """
 
-import dataclasses
 import importlib.util
-import json
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-from experiments.benchmarks.on_policy import figures, summarize, table, timed
+from experiments.benchmarks._sides import Benchmark, MergedEnds, compare, figures, timed, trained
 
-RESULTS = Path(__file__).parents[1] / "results"
 STEPS = 10_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
-    """What to run."""
-
-    rounds: int = 3
-    only: str = ""  # run only the sides whose name contains this
-    side: str = ""  # run one side in this process and print its figures as JSON
-    record: bool = True  # write the result beside the others
-
-
-def trained(loop, cfg, *, seeds: int = 1, chunks: int = 4, metric: str) -> dict:
-    """jaxrl_gen with everything on: a host loop that reads all metrics after every chunk."""
-    import jax
-    import numpy as np
-
-    from jaxrl_gen import loops, types
-
-    cfg, keys = types.strong(cfg), jax.random.key(0)
-    if seeds > 1:
-        loop, keys = loops.population(loop), jax.random.split(keys, seeds)
-    start = time.perf_counter()
-    init = jax.jit(loop.init).lower(cfg, keys).compile()
-    compiled = loops.compile_report(loop, cfg, init(cfg, keys))
-    compile_seconds = time.perf_counter() - start
-    told = []
-    remember = lambda i, carry, metrics: told.append(float(np.nanmean(metrics[metric])))
-    seconds = timed(lambda: loops.run(compiled.chunk, cfg, init(cfg, keys), chunks=chunks, callbacks=[remember]))
-    return figures(compile_seconds, chunks * loop.steps_per_chunk * seeds, seconds, last=told[-1])
 
 
 def pendulum_ours(seeds: int) -> dict:
@@ -81,21 +44,6 @@ def pendulum_rejax() -> dict:
     import gymnax
     import jax
     import rejax
-
-    class MergedEnds:
-        """gymnax's newer step tells termination from truncation; rejax expects them as one."""
-
-        def __init__(self, env):
-            self.env = env
-
-        def __getattr__(self, name):
-            if name == "env" or name.startswith("__"):  # asked for by copy, before there is an env
-                raise AttributeError(name)
-            return getattr(self.env, name)
-
-        def step(self, key, state, action, params):
-            obs, state, reward, terminated, truncated, info = self.env.step(key, state, action, params)
-            return obs, state, reward, terminated | truncated, info
 
     inner, params = gymnax.make("Pendulum-v1")
     algorithm = rejax.SAC.create(
@@ -134,29 +82,6 @@ SIDES = {  # name: what to run; the first side of each task is the one that rati
 }
 if importlib.util.find_spec("sbx"):
     SIDES["Pendulum, 1 seed | sbx"] = pendulum_sbx
-
-
-def compare(benchmark: Benchmark, sides: dict[str, Callable[[], dict]], module: str) -> None:
-    """Run the sides in turn, each in a process of its own, print the table and record it."""
-    if benchmark.side:
-        print(json.dumps(sides[benchmark.side]()))
-        return
-    measured: dict[str, list[dict]] = {name: [] for name in sides if benchmark.only in name}
-    for turn in range(benchmark.rounds):
-        for name in measured:
-            command = [sys.executable, "-m", f"experiments.benchmarks.{module}", "--side", name]
-            finished = subprocess.run(command, capture_output=True, text=True)
-            if finished.returncode:
-                raise RuntimeError(f"{name} failed:\n{finished.stderr[-2000:]}")
-            measured[name].append(json.loads(finished.stdout.splitlines()[-1]))
-            print(f"round {turn + 1}: {name}: {measured[name][-1]['steps_per_second']:,.0f}/s", file=sys.stderr)
-    rows = {name: summarize(runs) for name, runs in measured.items()}
-    print(table(rows))
-    if benchmark.record and not benchmark.only:
-        from jaxrl_gen import record
-
-        told = {"rounds": benchmark.rounds, "versions": record.versions(), "sides": rows}
-        (RESULTS / f"benchmark_{module}.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":

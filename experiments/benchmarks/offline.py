@@ -13,8 +13,7 @@ jitted update with a joint loss and Adam. The table's steps are updates.
 import time
 from functools import partial
 
-from experiments.benchmarks.off_policy import Benchmark, compare, trained
-from experiments.benchmarks.on_policy import figures, timed
+from experiments.benchmarks._sides import Benchmark, compare, figures, timed, trained
 
 ROWS, FEATURES, ACTIONS, BATCH = 100_000, 11, 3, 256
 

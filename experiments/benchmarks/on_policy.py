@@ -9,81 +9,20 @@ Every side of a task has the same environment, networks, batch sizes and number 
 its own, round after round, so that a machine that drifts drifts for all. Steps per second leave compilation out.
 """
 
-import dataclasses
-import json
-import resource
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-RESULT = Path(__file__).parents[1] / "results" / "benchmark_on_policy.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
-    """What to run."""
-
-    rounds: int = 3
-    only: str = ""  # run only the sides whose name contains this
-    side: str = ""  # run one side in this process and print its figures as JSON
-    record: bool = True  # write experiments/results/benchmark_on_policy.json
-
-
-# --------------------------------------------------------------------------------------------------------- measuring
-
-
-def figures(compile_seconds: float, steps: int, seconds: list[float], **more) -> dict:
-    """The figures of one side: `steps` environment steps took each of `seconds`."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {
-        "steps_per_second": steps / statistics.median(seconds),
-        "compile_seconds": compile_seconds,
-        "peak_bytes": peak,
-        **more,
-    }
-
-
-def timed(call: Callable, times: int = 3) -> list[float]:
-    """Seconds of each of `times` calls, waiting for the device."""
-    import jax
-
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - start)
-    return seconds
+from experiments.benchmarks._sides import Benchmark, MergedEnds, compare, figures, timed, trained
 
 
 def ours(env, cfg, *, steps: int, iterations: int, seeds: int) -> dict:
     """jaxrl_gen with everything on: episode statistics, quarantine, metrics, and a host loop that reads them."""
-    import jax
-    import numpy as np
-
-    from jaxrl_gen import loops, types
+    from jaxrl_gen import loops
     from jaxrl_gen.algos import ppo
 
-    loop, keys = loops.on_policy(ppo.make, env, steps=steps, iterations=iterations), jax.random.key(0)
-    cfg = types.strong(cfg)
-    if seeds > 1:
-        loop, keys = loops.population(loop), jax.random.split(keys, seeds)
-    start = time.perf_counter()
-    init = jax.jit(loop.init).lower(cfg, keys).compile()
-    carry = init(cfg, keys)
-    compiled = loops.compile_report(loop, cfg, carry)
-    compile_seconds = time.perf_counter() - start
-    returns = []
-    seconds = timed(
-        lambda: loops.run(
-            compiled.chunk, cfg, init(cfg, keys), chunks=4,
-            callbacks=[lambda i, carry, metrics: returns.append(metrics["episode/return"])],
-        )
-    )  # fmt: skip
-    return figures(compile_seconds, 4 * loop.steps_per_chunk * seeds, seconds, last_return=float(np.mean(returns[-1])))
+    loop = loops.on_policy(ppo.make, env, steps=steps, iterations=iterations)
+    return trained(loop, cfg, seeds=seeds, metric="episode/return")
 
 
 def simulator(env, *, steps: int, rollouts: int = 1) -> dict:
@@ -149,21 +88,6 @@ def cartpole_rejax(seeds: int) -> dict:
     import gymnax
     import jax
     import rejax
-
-    class MergedEnds:
-        """gymnax's newer step tells termination from truncation; rejax expects them as one."""
-
-        def __init__(self, env):
-            self.env = env
-
-        def __getattr__(self, name):
-            if name == "env" or name.startswith("__"):  # asked for by copy, before there is an env
-                raise AttributeError(name)
-            return getattr(self.env, name)
-
-        def step(self, key, state, action, params):
-            obs, state, reward, terminated, truncated, info = self.env.step(key, state, action, params)
-            return obs, state, reward, terminated | truncated, info
 
     inner, params = gymnax.make("CartPole-v1")
     total = 976 * 512
@@ -306,52 +230,7 @@ SIDES = {  # name: what to run; the first side of each task is the one that rati
 }
 
 
-def main(benchmark: Benchmark) -> None:
-    """Run the sides in turn, print the table and record it."""
-    if benchmark.side:
-        print(json.dumps(SIDES[benchmark.side]()))
-        return
-    measured: dict[str, list[dict]] = {name: [] for name in SIDES if benchmark.only in name}
-    for turn in range(benchmark.rounds):
-        for name in measured:
-            command = [sys.executable, "-m", "experiments.benchmarks.on_policy", "--side", name]
-            finished = subprocess.run(command, capture_output=True, text=True)
-            if finished.returncode:
-                raise RuntimeError(f"{name} failed:\n{finished.stderr[-2000:]}")
-            measured[name].append(json.loads(finished.stdout.splitlines()[-1]))
-            print(f"round {turn + 1}: {name}: {measured[name][-1]['steps_per_second']:,.0f} steps/s", file=sys.stderr)
-    rows = {name: summarize(runs) for name, runs in measured.items()}
-    print(table(rows))
-    if benchmark.record and not benchmark.only:
-        from jaxrl_gen import record
-
-        measured_on = {"rounds": benchmark.rounds, "versions": record.versions()}
-        RESULT.write_text(json.dumps(measured_on | {"sides": rows}, indent=1) + "\n")
-
-
-def summarize(runs: list[dict]) -> dict:
-    """Medians over rounds, and the range of the speeds."""
-    summary = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-    speeds = [run["steps_per_second"] for run in runs]
-    return summary | {"slowest": min(speeds), "fastest": max(speeds)}
-
-
-def table(rows: dict[str, dict]) -> str:
-    """The figures as a Markdown table, each task's first side being 1.00."""
-    lines = ["| task | side | steps/s (range) | ratio | compile s | peak MB |", "| --- | --- | --- | --- | --- | --- |"]
-    first: dict[str, float] = {}
-    for name, row in rows.items():
-        speed, megabytes = row["steps_per_second"], row["peak_bytes"] / 1e6
-        task, side = name.split(" | ")
-        reference = first.setdefault(task, speed)
-        lines.append(
-            f"| {task} | {side} | {speed:,.0f} ({row['slowest']:,.0f} to {row['fastest']:,.0f}) "
-            f"| {speed / reference:.2f} | {row['compile_seconds']:.1f} | {megabytes:,.0f} |"
-        )
-    return "\n".join(lines)
-
-
 if __name__ == "__main__":
     import tyro
 
-    main(tyro.cli(Benchmark, description=__doc__))
+    compare(tyro.cli(Benchmark, description=__doc__), SIDES, "on_policy")
