@@ -30,6 +30,8 @@ class Ran(NamedTuple):
     chunks: int  # trained
     compiled: loops.Compiled
     seconds: float  # of training
+    what: str = "mean return"  # what an episode's rewards sum up to
+    also: dict[str, tuple[Callable, Callable]] = {}  # other policies of the same State: (make, evaluate)
 
 
 def conclude(ran: Ran, folder: Path, say: Callable[[str], None]) -> None:
@@ -42,7 +44,8 @@ def conclude(ran: Ran, folder: Path, say: Callable[[str], None]) -> None:
     """
     begun = time.perf_counter()
     played = ran.evaluate and _on_host(ran.evaluate(ran.chunks, ran.carry))
-    scores, told = score(played) if played else (None, {})
+    scores, told = score(played, ran.what) if played else (None, {})
+    others = {name: score(_on_host(play(ran.chunks, ran.carry)), ran.what)[1] for name, (_, play) in ran.also.items()}
     evaluated = time.perf_counter() - begun
     steps = total_steps(_on_host(ran.carry.steps))
     best = int(np.nanargmax(scores)) if scores is not None and np.isfinite(scores).any() else 0
@@ -50,8 +53,8 @@ def conclude(ran: Ran, folder: Path, say: Callable[[str], None]) -> None:
     cfg = jax.tree.map(lambda x: x[best] if np.ndim(x) else x, _on_host(ran.cfg))
     if jax.process_index() != 0:
         return
-    for line in told.get("lines", []):
-        say(line)
+    for name, line in [(name, line) for name, x in {"": told, **others}.items() for line in x.get("lines", [])]:
+        say(f"{name}: {line}" if name else line)
     notes: list[str] = []
     algo = ran.make(cfg, ran.env.spec)
     if ran.exp.export:
@@ -63,6 +66,11 @@ def conclude(ran: Ran, folder: Path, say: Callable[[str], None]) -> None:
         "experiment": ran.described["experiment"],
         "command": " ".join(sys.orig_argv),
         "score": told.get("score"),
+        "decision_ms": _decision_ms(ran, ran.make, cfg, state) if played else None,
+        "also": {
+            name: {"score": x.get("score"), "decision_ms": _decision_ms(ran, ran.also[name][0], cfg, state)}
+            for name, x in others.items()
+        },
         "members": [name | {key: column[i] for key, column in columns.items()} for i, name in enumerate(names)],
         "best": best,
         "chunks": ran.chunks,
@@ -93,11 +101,12 @@ def conclude(ran: Ran, folder: Path, say: Callable[[str], None]) -> None:
     say(f"look at {page}")
 
 
-def score(played: evaluate.Episodes) -> tuple[np.ndarray, dict[str, Any]]:
+def score(played: evaluate.Episodes, what: str = "mean return") -> tuple[np.ndarray, dict[str, Any]]:
     """What an evaluation says: each member's mean return over its episodes, and their interquartile mean with interval.
 
     Args:
       played: Episodes of NumPy arrays, [N] of one member or [members, N]; those that turned non-finite do not count.
+      what: what the mean of their returns is called. Where all are 0 or 1, their share of ones gets an interval too.
     Returns:
       The members' scores, [members], NaN where no episode counts; and what to write down.
     """
@@ -119,8 +128,11 @@ def score(played: evaluate.Episodes) -> tuple[np.ndarray, dict[str, Any]]:
     }
     lines = []
     if some.any():
-        told["score"] = {"what": f"mean return of {returns.shape[1]} episodes", **evaluate.summary(scores[some])}
+        told["score"] = {"what": f"{what} of {returns.shape[1]} episodes", **evaluate.summary(scores[some])}
         told["score"]["per_member"] = scores
+        if np.isin(ones := returns[valid], (0.0, 1.0)).all():
+            low, high = evaluate.proportion(int(ones.sum()), ones.size)
+            told["score"]["ones"] = {"count": int(ones.sum()), "episodes": ones.size, "low": low, "high": high}
         lines.append(f"evaluated: {_sentence(told['score'])}")
     if not some.all():
         lines.append(f"left out of the score, as no episode stayed finite: members {np.flatnonzero(~some).tolist()}")
@@ -139,6 +151,10 @@ def metrics(played: evaluate.Episodes) -> dict[str, np.ndarray]:
 def _sentence(told: dict[str, Any]) -> str:
     span = f", 95 % interval {told['low']:.4g} to {told['high']:.4g}" if told["runs"] > 1 else ""
     return f"IQM of {told['runs']:.0f} members' {told['what']}: {told['iqm']:.4g}{span}, worst {told['min']:.4g}"
+
+
+def _decision_ms(ran: Ran, make: Callable, cfg: PyTree, state: PyTree) -> float:
+    return evaluate.decision_ms(make(cfg, ran.env.spec), state, ran.env.spec)
 
 
 def _export(algo, state, env, folder) -> None:

@@ -1,17 +1,20 @@
 """Evaluation: whole episodes counted once each, and what they say over seeds, with intervals.
 
-`episodes` and `evaluator` are pure and run on the device; `iqm`, `interval` and `summary` are NumPy, on the host.
+`episodes` and `evaluator` are pure and run on the device. `hosted` and `side_by_side` judge a policy in simulators that
+do not run in JAX. `iqm`, `interval`, `proportion` and `summary` are NumPy, on the host.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_gen.envs import wrap
-from jaxrl_gen.types import Algorithm, Env, PyTree, Recalled, ended
+from jaxrl_gen.types import Algorithm, Env, PyTree, Recalled, Spec, ended
 
 
 class Episodes(NamedTuple):
@@ -102,9 +105,111 @@ def evaluator(make: Callable, env: Env, lanes: int, steps: int | None = None, *,
     return evaluate
 
 
+def hosted(make: Callable, spec: Spec, play: Callable, lanes: int, *, sample: bool = False) -> Callable:
+    """An evaluation in simulators that do not run in JAX, as a function of config, State and seed of one member.
+
+    Args:
+      make: `(cfg, spec) -> Algorithm`.
+      spec: of one lane.
+      play: `(act, memory, episodes, seed) -> Episodes` of NumPy arrays [N], such as a `side_by_side` with its
+        environments; act is `(memory, obs [N, ...]) -> (memory, action [N, ...])`, jitted for N = `lanes`.
+      lanes: N, episodes.
+      sample: draw actions as in training; default: the deterministic ones (`act` with `key=None`).
+    Returns:
+      `(cfg, state, seed) -> Episodes`, NumPy leaves [N].
+    Raises:
+      ValueError: for no lanes; when called, if `play` returns other leaves than [N].
+    """
+    if lanes < 1:
+        raise ValueError(f"lanes is {lanes}; allowed: 1 and more")
+
+    @jax.jit
+    def act(cfg, state, remembered, obs):
+        key, memory = remembered
+        key, key_act = jax.random.split(key)
+        read = obs if memory is None else Recalled(obs, memory)
+        action, extras = make(cfg, spec).act(state, read, key_act if sample else None)
+        return (key, None if memory is None else extras["memory"]), action
+
+    def evaluate(cfg, state, seed):
+        remembered = jax.random.key(seed), make(cfg, spec).memory(lanes)
+        played = Episodes(*map(np.asarray, play(partial(act, cfg, jax.device_put(state)), remembered, lanes, seed)))
+        for field, x in played._asdict().items():
+            if x.shape != (lanes,):
+                raise ValueError(f"play returned {field} of shape {x.shape}; expected ({lanes},), one of each episode")
+        return played
+
+    return evaluate
+
+
+def side_by_side(envs: Sequence[Any], act: Callable, memory: PyTree, *, steps: int, seed: int) -> Episodes:
+    """One episode in each of N gymnasium environments, stepped in turn, with the policy asked for all of them at once.
+
+    Args:
+      envs: N environments with gymnasium's `reset(seed=...)` and `step`, whose continuous actions are in [-1, 1]
+        (`gymnasium.wrappers.RescaleAction`).
+      act: `(memory, obs [N, ...]) -> (memory, action [N, ...])`, also for those whose episode is over.
+      memory: at the start.
+      steps: T, at most so many per episode.
+      seed: each environment's own is drawn from it.
+    Returns:
+      Episodes, NumPy leaves [N].
+    """
+    count = len(envs)
+    seeds = np.random.default_rng(seed).integers(2**31, size=count)
+    obs = [env.reset(seed=int(own))[0] for env, own in zip(envs, seeds, strict=True)]
+    returns, lengths = np.zeros(count, np.float32), np.zeros(count, np.int32)
+    over, terminated, valid = np.zeros(count, bool), np.zeros(count, bool), np.ones(count, bool)
+    for _ in range(steps):
+        memory, action = act(memory, jax.tree.map(lambda *x: _narrow(np.stack(x)), *obs))
+        action = np.asarray(action)
+        action = np.clip(action, -1.0, 1.0) if action.dtype.kind == "f" else action
+        for i in np.flatnonzero(~over):
+            obs[i], reward, ends, cut, _ = envs[i].step(action[i])
+            valid[i] = np.isfinite(reward) and all(np.all(np.isfinite(x)) for x in jax.tree.leaves(obs[i]))
+            returns[i] += reward if valid[i] else 0.0
+            lengths[i] += valid[i]
+            terminated[i] = ends and valid[i]
+            over[i] = ends or cut or not valid[i]
+        if over.all():
+            break
+    return Episodes(returns, lengths, over, terminated, valid)
+
+
+def decision_ms(algo: Algorithm, state: PyTree, spec: Spec, *, rounds: int = 50, seconds: float = 2.0) -> float:
+    """The median time of one deterministic decision for one lane at the start of its episode, jitted, in milliseconds.
+
+    A policy that plans chunks of actions plans then.
+
+    Args:
+      algo: whose `act` decides.
+      state: of one member.
+      spec: of one lane.
+      rounds: decisions, after one that is not counted.
+      seconds: fewer of them, but no fewer than five, where they take longer.
+    """
+    obs = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), spec.obs)
+    memory = algo.memory(1)
+    act = jax.jit(lambda state, read: algo.act(state, read, None)[0])
+    state, read = jax.device_put((state, obs if memory is None else Recalled(obs, memory)))
+    jax.block_until_ready(act(state, read))
+    taken: list[float] = []
+    while len(taken) < min(rounds, 5) or (len(taken) < rounds and sum(taken) < seconds):
+        begun = time.perf_counter()
+        jax.block_until_ready(act(state, read))
+        taken.append(time.perf_counter() - begun)
+    return 1e3 * float(np.median(taken))
+
+
+def _narrow(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float32) if x.dtype.kind == "f" else x
+
+
 def _checked_steps(env: Env, lanes: int, steps: int | None) -> int:
     if lanes < 1:
         raise ValueError(f"lanes is {lanes}; allowed: 1 and more")
+    if env.reset is None:
+        raise ValueError("the environment is a spec alone and cannot be stepped: say who plays, play=...")
     if env.lanes is not None:
         raise ValueError(
             f"the environment has {env.lanes} lanes that reset themselves; evaluate the one lane it is made of"
@@ -176,6 +281,33 @@ def interval(
         rng=np.random.default_rng(seed),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def proportion(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """An interval of the chance of success after so many independent trials, by Jeffreys' prior.
+
+    It is where all but (1 - confidence) / 2 at either end of Beta(k + 1/2, n - k + 1/2) lies; from 0 where nothing
+    succeeded, and to 1 where all did. Episodes of several policies, pooled, vary more than it says.
+
+    Args:
+      successes: k of n.
+      trials: n, 1 and more.
+      confidence: of the interval, in (0, 1).
+    Returns:
+      (low, high).
+    Raises:
+      ValueError: for other numbers.
+    Reference: Brown, Cai and DasGupta 2001, "Interval estimation for a binomial proportion", section 3.1.2
+    """
+    from scipy import stats
+
+    if trials < 1 or not 0 <= successes <= trials or not 0.0 < confidence < 1.0:
+        raise ValueError(
+            f"{successes} of {trials} at a confidence of {confidence}; allowed: 0 <= successes <= trials, trials from "
+            "1, and a confidence between 0 and 1"
+        )
+    tail, of = (1.0 - confidence) / 2.0, stats.beta(successes + 0.5, trials - successes + 0.5)
+    return float(of.ppf(tail)) if successes else 0.0, float(of.ppf(1.0 - tail)) if successes < trials else 1.0
 
 
 def summary(scores: np.ndarray, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> dict[str, float]:

@@ -76,16 +76,24 @@ def launch(
     loop: loops.Loop,
     cfg: Any,
     make: Callable | None = None,
+    play: Callable | None = None,
+    what: str = "mean return",
+    also: dict[str, Callable] | None = None,
     listeners: Sequence[callbacks.Callback] = (),
 ) -> Path:
     """Run an experiment from its checks to its report.
 
     Args:
       exp: the options.
-      env: one lane, to evaluate in.
+      env: one lane, to evaluate in; of a simulator that does not run in JAX, its spec alone: `Env(None, None, spec)`.
       loop: of one member; seeds and swept leaves of `cfg` are added here.
       cfg: Config of the algorithm; leaves [M] are M settings, each of which runs with every seed.
       make: `(cfg, spec) -> Algorithm` to evaluate and export; default: the loop's.
+      play: `(act, memory, episodes, seed) -> Episodes` of NumPy arrays, which judges a policy in simulators on the
+        host instead; see `evaluate.hosted`.
+      what: is measured, for people to read: "success rate" where an episode's reward is 1 at success, and else 0.
+      also: other `(cfg, spec) -> Algorithm` of the same State by names, such as a sampler of fewer steps, that are
+        evaluated at the end as well.
       listeners: callbacks of the experiment's own; what they add to the metrics is written.
     Returns:
       The run folder.
@@ -102,7 +110,7 @@ def launch(
     described["changes"] = recorded.get("changes", []) if recorded else []
     stage = prepare(
         loop, cfg, seed=exp.seed, seeds=exp.seeds, devices=exp.devices, make=make, env=env, episodes=exp.eval_episodes,
-        steps=exp.eval_steps, sample=exp.eval_sample,
+        steps=exp.eval_steps, sample=exp.eval_sample, play=play, also=also,
     )  # fmt: skip
     if exp.replay:
         guards.replay(stage.loop, stage.cfg, exp.replay)
@@ -142,8 +150,10 @@ def launch(
         if asked_to_stop(ran, carry, {}):
             say(f"stopped after {ran} of {chunks} chunks; continue with: {_command('--resume')} {folder}")
             raise SystemExit(0)
-    made = make or loop.make
-    end = conclude.Ran(exp, described, env, made, stage.cfg, carry, stage.group, evaluation, ran, compiled, seconds)
+    end = conclude.Ran(
+        exp, described, env, make or loop.make, stage.cfg, carry, stage.group, evaluation, ran, compiled, seconds, what,
+        {name: (also[name], play) for name, play in stage.others().items()},
+    )  # fmt: skip
     with callbacks.exit_on_sigterm():
         conclude.conclude(end, folder, say)
     return folder

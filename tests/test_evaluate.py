@@ -1,6 +1,7 @@
 """Evaluation: episodes of known return are counted once each; statistics equal independent ones."""
 
 import itertools
+import time
 
 import jax
 import jax.numpy as jnp
@@ -156,6 +157,7 @@ def test_evaluator_maps_over_a_population_in_one_trace():
         (countdown(limit=None), 4, None, "no time limit"),
         (countdown(), 4, 0, "steps is 0"),
         (wrap.fresh(countdown(), 2), 4, None, "has 2 lanes"),
+        (Env(None, None, countdown().spec), 4, None, "is a spec alone"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_is_traced(env, lanes, steps, message):
@@ -257,3 +259,146 @@ def test_summary_of_one_run_has_no_interval():
 def test_bad_scores_are_named(scores, options, message):
     with pytest.raises(ValueError, match=message):
         evaluate.interval(scores, **options)
+
+
+# Simulators on the host. One of them is a plain class with gymnasium's `reset` and `step`.
+
+
+class Walk:
+    """Goes where the actions say, and pays what they are; its first place is its seed's, its end that place's steps."""
+
+    def __init__(self, breaks_at=None):
+        self.breaks_at = breaks_at
+        self.actions = []
+
+    def reset(self, *, seed):
+        self.left = 1 + seed % LONGEST
+        self.actions = []
+        return self.seen(), {}
+
+    def seen(self):
+        return {"left": np.float64(self.left), "gone": np.array([len(self.actions)])}
+
+    def step(self, action):
+        assert self.left > 0 and len(self.actions) != self.breaks_at, "stepped after its end"
+        self.actions.append(action)
+        self.left -= 1
+        broken = self.breaks_at == len(self.actions)
+        ends, cut = self.left == 0 and len(self.actions) % 2 == 0, self.left == 0 and len(self.actions) % 2 == 1
+        return self.seen(), np.nan if broken else float(action[0]), ends, cut, {}
+
+
+def counting(memory, obs):
+    """Acts as it is told by its memory, which counts the steps."""
+    assert obs["left"].dtype == np.float32 and obs["gone"].dtype.kind == "i"
+    return memory + 1, np.full((len(obs["left"]), 1), 0.25 * memory + 10.0 * (memory == 3), np.float32)
+
+
+def test_episodes_on_the_host_are_counted_once_each():
+    envs = [Walk() for _ in range(64)]
+    played = evaluate.side_by_side(envs, counting, 0, steps=6, seed=3)
+    np.testing.assert_array_equal(played.lengths, [len(env.actions) for env in envs])
+    assert set(played.lengths) == {1, 2, 3, 4, 5, 6} and (played.lengths == 6).sum() > (played.lengths == 5).sum()
+    paid = np.cumsum([0.0, 0.25, 0.5, 1.0, 1.0, 1.0])  # those of steps 3 and 5 are clipped
+    np.testing.assert_allclose(played.returns, paid[played.lengths - 1])
+    whole = [env.left == 0 for env in envs]
+    np.testing.assert_array_equal(played.ended, whole)
+    np.testing.assert_array_equal(played.terminated, whole & (played.lengths % 2 == 0))
+    assert played.valid.all()
+    again = evaluate.side_by_side(envs, counting, 0, steps=6, seed=3)
+    np.testing.assert_array_equal(again.lengths, played.lengths)
+    other = evaluate.side_by_side(envs, counting, 0, steps=6, seed=4)
+    assert (other.lengths != played.lengths).any()
+
+
+def test_a_broken_simulator_on_the_host_ends_its_own_episode_only():
+    envs = [Walk(breaks_at=3 if i % 2 else None) for i in range(32)]
+    broken = evaluate.side_by_side(envs, counting, 0, steps=LONGEST, seed=3)
+    whole = evaluate.side_by_side([Walk() for _ in envs], counting, 0, steps=LONGEST, seed=3)
+    breaks = (np.arange(32) % 2 == 1) & (whole.lengths >= 3)
+    assert 0 < breaks.sum() < 16
+    np.testing.assert_array_equal(broken.valid, ~breaks)
+    np.testing.assert_allclose(broken.returns, np.where(breaks, 0.25, whole.returns))
+    np.testing.assert_array_equal(broken.lengths, np.where(breaks, 2, whole.lengths))
+    assert broken.ended.all() and not broken.terminated[breaks].any()
+
+
+def remembering(cfg, spec):
+    """Adds the config's action, what it remembers, its State and, with a key, noise."""
+
+    def act(state, read, key):
+        noise = 0.0 if key is None else jax.random.normal(key, read.memory.shape)
+        return read.memory + cfg.action + state + noise + 0.0 * read.obs[:, :1], {"memory": read.memory + 1.0}
+
+    return Algorithm(None, None, act, lambda lanes: jnp.zeros((lanes, 1)))
+
+
+def test_a_hosted_policy_has_its_config_state_memory_and_keys():
+    spec, asked = Spec(jax.ShapeDtypeStruct((2,), jnp.float32), 1), []
+
+    def play(act, memory, episodes, seed):
+        actions = []
+        for _ in range(3):
+            memory, action = act(memory, np.zeros((episodes, 2), np.float32))
+            actions.append(np.asarray(action)[:, 0])
+        asked.append((episodes, seed))
+        returns = np.sum(actions, 0)
+        yes = np.ones(episodes, bool)
+        return evaluate.Episodes(returns, np.full(episodes, 3), yes, yes, yes)
+
+    still = evaluate.hosted(remembering, spec, play, 5)
+    played = still(Config(action=2.0), jnp.float32(0.5), 7)
+    np.testing.assert_allclose(played.returns, np.full(5, 3 * 2.5 + 0 + 1 + 2))
+    assert asked == [(5, 7)] and played.returns.shape == (5,)
+    moved = evaluate.hosted(remembering, spec, play, 400, sample=True)
+    noise = moved(Config(action=2.0), jnp.float32(0.5), 7).returns - 10.5  # of three draws, of variance 3
+    assert abs(noise.mean()) < 0.35 and 2.2 < noise.var() < 4.0
+    assert (moved(Config(action=2.0), jnp.float32(0.5), 8).returns != noise + 10.5).any()
+
+
+def test_what_plays_on_the_host_must_return_a_number_for_each_episode():
+    spec = Spec(jax.ShapeDtypeStruct((2,), jnp.float32), 1)
+    with pytest.raises(ValueError, match="lanes is 0"):
+        evaluate.hosted(remembering, spec, None, 0)
+    one = lambda act, memory, episodes, seed: evaluate.Episodes(*[np.ones(1)] * 5)  # noqa: E731
+    with pytest.raises(ValueError, match=r"play returned returns of shape \(1,\); expected \(3,\)"):
+        evaluate.hosted(remembering, spec, one, 3)(Config(), jnp.float32(0.0), 0)
+
+
+def test_a_decision_takes_the_time_of_its_work():
+    spec = Spec({"x": jax.ShapeDtypeStruct((3,), jnp.float32)}, 3)
+
+    def slow(x):
+        time.sleep(0.02)
+        return x
+
+    def act(state, obs, key):
+        assert key is None and obs["x"].shape == (1, 3)
+        return jax.pure_callback(slow, obs["x"], obs["x"]) + state, {}
+
+    took = evaluate.decision_ms(Algorithm(None, None, act), jnp.float32(1.0), spec, rounds=4)
+    assert 20.0 <= took < 200.0
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_the_interval_of_a_proportion_holds_the_share_of_the_posterior_that_it_claims(confidence):
+    """Jeffreys' posterior density integrated on a grid; and how often the interval holds the truth."""
+    p = (np.arange(200_000) + 0.5) / 200_000
+    for k, n in ((3, 10), (40, 50), (1, 250)):
+        density = np.exp((k - 0.5) * np.log(p) + (n - k - 0.5) * np.log1p(-p))
+        below = np.cumsum(density) / density.sum()
+        low, high = evaluate.proportion(k, n, confidence)
+        for bound, share in ((low, (1 - confidence) / 2), (high, (1 + confidence) / 2)):
+            np.testing.assert_allclose(np.interp(bound, p + 2.5e-6, below), share, atol=2e-5)
+    counts = np.random.default_rng(0).binomial(40, 0.3, 4000)
+    bounds = np.array([evaluate.proportion(k, 40, confidence) for k in range(41)])[counts]
+    assert abs(np.mean((bounds[:, 0] <= 0.3) & (0.3 <= bounds[:, 1])) - confidence) < 0.03
+
+
+def test_the_interval_of_a_proportion_reaches_the_ends_that_were_seen():
+    low, high = evaluate.proportion(0, 50)
+    assert low == 0.0 and 0.0 < high < 0.06
+    assert evaluate.proportion(50, 50) == pytest.approx((1.0 - high, 1.0))
+    for bad in ((1, 0, 0.95), (6, 5, 0.95), (-1, 5, 0.95), (1, 5, 95.0)):
+        with pytest.raises(ValueError, match="allowed: 0 <= successes <= trials"):
+            evaluate.proportion(*bad)

@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from jaxrl_gen import deploy, launch, loops, sweep
+from jaxrl_gen import deploy, evaluate, launch, loops, members, sweep
 from jaxrl_gen.envs import probe, wrap
+from jaxrl_gen.types import Env
 from tests import toy_run
 from tests.toy_process import CACHE, here, last_carry, rows, run
 
@@ -103,6 +104,70 @@ def test_each_member_is_the_run_of_its_own_setting_and_seed(whole, tmp_path):
         for name, value in mine.items():
             if name not in ("chunk", "steps"):
                 assert np.allclose(row[name][3], value, rtol=1e-4, atol=1e-5), name
+
+
+class Guess:
+    """A simulator that does not run in JAX: three steps, and a reward of 1 where the action was above its threshold."""
+
+    def reset(self, *, seed):
+        self.steps, self.threshold = 0, np.random.default_rng(seed).uniform(-1.0, 1.0)
+        return np.array([self.threshold]), {}
+
+    def step(self, action):
+        self.steps += 1
+        return (
+            np.array([self.threshold]),
+            float(self.steps == 3 and action[0] > self.threshold),
+            False,
+            self.steps == 3,
+            {},
+        )
+
+
+def guess(act, memory, episodes, seed):
+    """Plays it."""
+    return evaluate.side_by_side([Guess() for _ in range(episodes)], act, memory, steps=5, seed=seed)
+
+
+def bold(cfg, spec):
+    """The toy's method, that always does the most."""
+    return toy_run.make(cfg, spec)._replace(act=lambda state, obs, key: (np.ones((len(obs), 1), np.float32), {}))
+
+
+def test_a_policy_is_judged_in_simulators_on_the_host(tmp_path):
+    env = probe.continuous_action()
+    loop = loops.on_policy(toy_run.make, wrap.fresh(env, 4), steps=2, iterations=1)
+    elsewhere = Env(None, None, env.spec)
+    exp = toy_run.Toy(
+        runs=tmp_path, lanes=4, eval_episodes=40, eval_chunks=1, chunks=2, seeds=2, export=True, video=True, report=True,
+        method=sweep.grid(toy_run.Config(), lr=[0, 0.2]),
+    )  # fmt: skip
+    given = dict(env=elsewhere, loop=loop, cfg=exp.method, play=guess, what="success rate", also={"bold": bold})
+    folder = launch.launch(exp, **given)
+    result = json.loads((folder / "result.json").read_text())
+    score, others = result["score"], result["also"]["bold"]["score"]
+    assert score["what"] == others["what"] == "success rate of 40 episodes" and others["per_member"] == [1.0] * 4
+    assert score["ones"]["count"] == pytest.approx(40 * sum(score["per_member"]))
+    assert score["ones"]["low"] < np.mean(score["per_member"]) < score["ones"]["high"]
+    assert result["decision_ms"] > 0 and result["also"]["bold"]["decision_ms"] > 0
+    assert np.allclose(rows(folder)[-1]["evaluate/return"], score["per_member"]), "the same places, as after a chunk"
+    assert [member["length"] for member in result["members"]] == [3.0] * 4
+    assert any("no video" in note for note in result["notes"]) and not any("policy" in note for note in result["notes"])
+    assert "success rate of 40 episodes" in (folder / "report.html").read_text()
+    # Each member alone, in the places of its own seed: NumPy's account of the linear policy.
+    bias, weights = last_carry(folder, exp)[:2]
+    for i in range(4):
+        seed = int(np.random.SeedSequence((members.EVALUATION, i % 2, 2)).generate_state(1)[0] >> 1)
+        place = [
+            np.random.default_rng(own).uniform(-1.0, 1.0)
+            for own in np.random.default_rng(seed).integers(2**31, size=40)
+        ]
+        action = np.tanh(bias[i].mean() + np.float32(place) * weights[i, 0, 0])
+        assert np.mean(action > place) == pytest.approx(score["per_member"][i])
+    with pytest.raises(ValueError, match="eval_steps is 3; allowed with a play of its own"):
+        launch.launch(dataclasses.replace(exp, eval_steps=3), **given)
+    with pytest.raises(ValueError, match="is a spec alone and cannot be stepped"):
+        launch.launch(exp, **{**given, "play": None})
 
 
 REFUSED = {
