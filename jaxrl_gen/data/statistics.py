@@ -1,8 +1,9 @@
 """Mean, deviation and range of what a dataset holds, as a pytree that travels with the policy.
 
-Put it into the algorithm's State, and a checkpoint, an exported policy and an evaluation have it too.
+`scaled` puts it into an algorithm's State, and a checkpoint, an exported policy and an evaluation have it too.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_gen.data.trajectory import Dataset
-from jaxrl_gen.types import PyTree
+from jaxrl_gen.types import Algorithm, PyTree, Recalled
 
 ROWS = 4096  # of pixels, at a time
 FLAT = 1e-4  # a feature that varies less than this does not vary
@@ -32,6 +33,13 @@ class Statistics(NamedTuple):
 
     obs: Moments
     action: Moments
+
+
+class Scaled(NamedTuple):
+    """The State of an algorithm that works in the data's own units."""
+
+    state: PyTree
+    statistics: Statistics
 
 
 def of(data: Dataset) -> Statistics:
@@ -104,6 +112,47 @@ def from_unit(moments: Moments, x: PyTree) -> PyTree:
         return x * _half(low, high) + (high + low) / 2
 
     return jax.tree.map(scale, moments.low, moments.high, x)
+
+
+def scaled(make: Callable, statistics: Statistics) -> Callable:
+    """`make` of an algorithm that sees observations standardized, and actions in units of the range that the data had.
+
+    It scales what the algorithm within learns from and sees, and what it does back, by statistics that lie in its State
+    and never change. The algorithm within needs no normaliser of its own.
+
+    Args:
+      make: `(cfg, spec) -> Algorithm` with continuous actions, whose batch has `obs` and `action`.
+      statistics: of the data, `of(data)`.
+    Returns:
+      `(cfg, spec) -> Algorithm` on a State `Scaled`.
+    Raises:
+      ValueError: if actions are discrete; when it is called.
+    """
+
+    def of_one(cfg, spec):
+        if spec.discrete:
+            raise ValueError(f"only continuous actions can be scaled; this Spec has {spec.action_size} discrete ones")
+        algo = make(cfg, spec)
+
+        def update(state, batch, key):
+            obs, action = state.statistics
+            fields = {name: standardized(obs, getattr(batch, name)) for name in batch._fields if name.endswith("obs")}
+            fields["action"] = to_unit(action, batch.action)
+            extras = getattr(batch, "extras", {})
+            if "next_action" in extras:
+                fields["extras"] = extras | {"next_action": to_unit(action, extras["next_action"])}
+            learned, metrics = algo.update(state.state, batch._replace(**fields), key)
+            return Scaled(learned, state.statistics), metrics
+
+        def act(state, obs, key):
+            obs, *memory = obs if isinstance(obs, Recalled) else (obs,)
+            seen = standardized(state.statistics.obs, obs)
+            action, extras = algo.act(state.state, Recalled(seen, *memory) if memory else seen, key)
+            return from_unit(state.statistics.action, action), extras
+
+        return Algorithm(lambda key: Scaled(algo.init(key), statistics), update, act, algo.memory)
+
+    return of_one
 
 
 def _half(low, high):
