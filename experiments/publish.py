@@ -175,15 +175,17 @@ def with_tables(readme: str) -> str:
 
 
 def _measured(entry: Entry | None) -> list[str]:
-    """Command, result and minutes."""
+    """Command, with a link to the file whose header says more, result and minutes."""
     if entry is None:
         return ["", "not measured yet", ""]
+    file = entry.command.split()[2].replace(".", "/")  # python -m experiments.ppo_ant ...
+    command = f"[`{entry.command}`]({file}.py)"
     if entry.result is None:
-        return [f"`{entry.command}`", "not measured yet", ""]
+        return [command, "not measured yet", ""]
     score, steps = entry.result["score"], entry.result["steps"]
     taken = f"{steps / 1e6:.2g} M" if steps >= 1e6 else f"{steps:,.0f}"
     return [
-        f"`{entry.command}`",
+        command,
         f"{score['what']}: {score['iqm']:.4g} ({score['low']:.4g} to {score['high']:.4g}), {score['runs']} seeds of "
         f"{taken} {entry.unit}",
         f"{entry.result['seconds']['total'] / 60:.1f}",
