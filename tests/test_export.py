@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from jax import export as jax_export
 
 from jaxrl_gen import deploy, export, nets, normalize
-from jaxrl_gen.algos import ppo
+from jaxrl_gen.algos import flow_policy, ppo
+from jaxrl_gen.data import statistics
 from jaxrl_gen.types import Algorithm, Recalled, Spec
 
 COUNT = 1000
@@ -153,6 +154,29 @@ def test_a_policy_with_memory_carries_it_along(tmp_path):
         policy(obs)
     with pytest.raises(ValueError, match=r"memory has the leading axes \(2,\), and obs \(4,\)"):
         policy(obs, policy.memory(2))
+
+
+def test_a_policy_that_plans_chunks_carries_its_plan_along(tmp_path):
+    """Its memory has counts and flags; and what it sees and does is scaled by statistics that its State holds."""
+    cfg = flow_policy.Config(horizon=4, execute=3, steps=2, channels=(8,), kernel=1, time_width=8, normalize_obs=False)
+    known = [
+        statistics.moments(np.random.default_rng(0).normal(3.0, 2.0, (20, size))) for size in (6, PLAIN.action_size)
+    ]
+    algo = statistics.scaled(flow_policy.make, statistics.Statistics(*known))(cfg, PLAIN)
+    state = algo.init(jax.random.key(0))
+    export.policy(algo, state, PLAIN, tmp_path, platforms=("cpu",))
+    policy, lanes, act = export.load(tmp_path), 4, jax.jit(lambda read: algo.act(state, read, None))
+    memory, expected_memory = policy.memory(lanes), algo.memory(lanes)
+    did = []
+    for obs in observations(PLAIN, 5 * lanes).reshape(5, lanes, 6):
+        action, memory = policy(obs, memory)
+        expected, extras = act(Recalled(obs, expected_memory))
+        expected_memory = extras["memory"]
+        np.testing.assert_allclose(action, expected, rtol=0, atol=1e-5)
+        for mine, other in zip(jax.tree.leaves(memory), jax.tree.leaves(expected_memory), strict=True):
+            np.testing.assert_allclose(mine, other, rtol=0, atol=1e-5)
+        did.append(action)
+    assert np.ptp(did) > 2.0, "in the units of the data"
 
 
 @pytest.fixture(scope="module")

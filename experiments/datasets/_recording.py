@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from jaxrl_gen import evaluate
 from jaxrl_gen.data import card, checks, trajectory
 from jaxrl_gen.data.trajectory import Dataset
 from jaxrl_gen.envs import wrap
-from jaxrl_gen.types import Env, PyTree, Transition, ended
+from jaxrl_gen.types import Env, Transition, ended
 
 
 def episodes(env: Env, act: Callable, key: jax.Array, count: int, *, lanes: int = 512) -> Dataset:
@@ -55,29 +56,39 @@ def episodes(env: Env, act: Callable, key: jax.Array, count: int, *, lanes: int 
     return trajectory.joined(*played)
 
 
-def succeeded(envs: Sequence[Any], act: Callable, memory: PyTree, steps: int) -> np.ndarray:
-    """Whether a policy succeeds in gymnasium environments, one episode in each, played side by side.
+class Succeeding:
+    """A gymnasium environment that says `info["success"]`, whose reward is 1 at success, which terminates, and else 0.
+
+    `seed(number)` seeds whatever it draws from.
+    """
+
+    def __init__(self, env: Any, seed: Callable[[int], Any]):
+        self._env, self._seed = env, seed
+
+    def reset(self, *, seed: int) -> tuple[Any, dict]:
+        self._seed(seed)
+        return self._env.reset(seed=seed)
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        obs, _, terminated, truncated, info = self._env.step(action)
+        success = bool(info["success"])
+        return obs, float(success), success or terminated, truncated, info
+
+
+def judging(make: Callable[[], Succeeding], steps: int) -> Callable:
+    """The `play` of `launch.launch` in environments that are made once and played again, for making one takes long.
 
     Args:
-      envs: E environments that say `info["success"]`.
-      act: `(memory, obs [E, D]) -> (memory, action [E, A])`, called once per step for all of them.
-      memory: at the start.
+      make: one environment.
       steps: of an episode, at most.
-    Returns:
-      bool [E].
     """
-    obs = np.stack([env.reset()[0] for env in envs]).astype(np.float32)
-    reached, over = np.zeros(len(envs), bool), np.zeros(len(envs), bool)
-    for _ in range(steps):
-        memory, action = act(memory, obs)
-        action = np.clip(np.asarray(action, np.float32), -1.0, 1.0)
-        for i in np.flatnonzero(~over):
-            obs[i], _, terminated, truncated, info = envs[i].step(action[i])
-            reached[i] = bool(info["success"])
-            over[i] = reached[i] or terminated or truncated
-        if over.all():
-            break
-    return reached
+    envs = []
+
+    def play(act, memory, episodes, seed):
+        envs.extend(make() for _ in range(episodes - len(envs)))
+        return evaluate.side_by_side(envs[:episodes], act, memory, steps=steps, seed=seed)
+
+    return play
 
 
 def describe(path: Path, data: Dataset, seed: int, scores: dict[str, float], **about: Any) -> None:

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.datasets._recording import cli, describe, succeeded
+from experiments.datasets._recording import Succeeding, cli, describe, judging
 from jaxrl_gen.data import arrays, trajectory
 from jaxrl_gen.data.trajectory import Dataset
 from jaxrl_gen.envs import mjx
-from jaxrl_gen.types import PyTree, Spec
+from jaxrl_gen.types import Spec
 
 TASKS = ("drawer-open-v3", "button-press-topdown-v3", "pick-place-v3")
 STEPS = 300  # the slowest expert needs about a third
@@ -69,17 +69,19 @@ def demonstrate(task: str, episodes: int, seed: int, *, noise: float = 0.1) -> t
     return data, len(kept) / tried
 
 
-def success(task: str, act: Callable, memory: PyTree, episodes: int, seed: int) -> np.ndarray:
-    """Whether each episode of a policy succeeded, bool [episodes], all of them played side by side.
+def judge(task: str) -> Callable:
+    """The `play` of `launch.launch` in a task: whether an episode succeeds, with object and goal in a place of its own.
 
-    Args:
-      task: of Meta-World.
-      act: `(memory, obs [episodes, 39]) -> (memory, action [episodes, 4])`.
-      memory: at the start, for example an empty plan.
-      episodes: each with another place of object and goal.
-      seed: of these places; use one that no demonstration had.
+    Raises:
+      ModuleNotFoundError, ValueError: as `make`.
     """
-    return succeeded([make(task, seed * 10_000 + i) for i in range(episodes)], act, memory, STEPS)
+    first = [make(task, 0)]  # a wrong name is told before anything is trained
+
+    def one():
+        env = first.pop() if first else make(task, 0)
+        return Succeeding(env, env.seed)
+
+    return judging(one, STEPS)
 
 
 def make(task: str, seed: int) -> Any:
@@ -103,9 +105,14 @@ def main(command: Demos) -> None:
     """Let the experts demonstrate, and write down what they did."""
     for task in command.tasks:
         data, share = demonstrate(task, command.episodes, command.seed, noise=command.noise)
-        path = command.folder / f"metaworld_{task.removesuffix('-v3').replace('-', '_')}.npz"
+        path = command.folder / file(task)
         arrays.write_d4rl(path, data)
         describe(path, data, command.seed, {"expert/success": share}, environment=task, kind=demonstrate.__doc__)
+
+
+def file(task: str) -> str:
+    """The name of a task's demonstrations."""
+    return f"metaworld_{task.removesuffix('-v3').replace('-', '_')}.npz"
 
 
 def _expert(task: str) -> Callable:

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.datasets._recording import cli, describe, succeeded
+from experiments.datasets._recording import Succeeding, cli, describe, judging
 from jaxrl_gen.data import arrays, trajectory
 from jaxrl_gen.data.trajectory import Dataset
 from jaxrl_gen.envs import mjx
-from jaxrl_gen.types import PyTree, Spec
+from jaxrl_gen.types import Spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,18 +100,11 @@ def spec(name: str) -> Spec:
     return Spec(jax.ShapeDtypeStruct(env.observation_space.shape, jnp.float32), *env.action_space.shape, False, limit)
 
 
-def success(name: str, act: Callable, memory: PyTree, episodes: int, seed: int) -> np.ndarray:
-    """Whether each episode of a task succeeded, bool [episodes], all of them played side by side.
-
-    Args:
-      name: of the task.
-      act: `(memory, obs [episodes, D]) -> (memory, action [episodes, A])`.
-      memory: at the start.
-      episodes: how many.
-      seed: of where they start.
-    """
-    envs = [_make(name, seed * 10_000 + i) for i in range(episodes)]
-    return succeeded(envs, act, memory, envs[0].spec.max_episode_steps)
+def judge(name: str) -> Callable:
+    """The `play` of `launch.launch` in a task of OGBench: whether each episode succeeds, from a start of its own."""
+    first = [_make(name, 0)]
+    limit = first[0].spec.max_episode_steps
+    return judging(lambda: Succeeding(first.pop() if first else _make(name, 0), np.random.seed), limit)
 
 
 def main(command: Play) -> None:
@@ -120,10 +113,15 @@ def main(command: Play) -> None:
         (command.maze, command.maze_episodes, play_maze),
         (command.cube, command.cube_episodes, play_cube),
     ):
-        path = command.folder / f"{name.removesuffix('-v0').replace('-', '_')}_play.npz"
+        path = command.folder / file(name)
         arrays.save(path, play(name, episodes, command.steps, command.seed))
         data = arrays.read_ogbench(path, spec(name), say=lambda line: None)
         describe(path, data, command.seed, {}, environment=name, kind=play.__doc__)
+
+
+def file(name: str) -> str:
+    """The name of an environment's play data."""
+    return f"{name.removesuffix('-v0').replace('-', '_')}_play.npz"
 
 
 def _record(env: Any, start: Callable, act: Callable, episodes: int, steps: int) -> dict[str, np.ndarray]:

@@ -69,8 +69,20 @@ def test_demonstrations_of_meta_world_succeed_from_many_places():
     assert np.abs(first[0] - first[1]).max() > 0.01
     again, _ = metaworld_demos.demonstrate("button-press-topdown-v3", 2, seed=0)
     np.testing.assert_array_equal(again.obs, data.obs)
-    still = metaworld_demos.success("button-press-topdown-v3", lambda n, obs: (n, np.zeros((1, 4))), 0, 1, seed=1)
-    assert still.tolist() == [False]
+    play = metaworld_demos.judge("button-press-topdown-v3")
+    expert, firsts = metaworld_demos._expert("button-press-topdown-v3"), []
+
+    def by_expert(memory, obs):
+        firsts.append(obs) if memory == 0 else None
+        return memory + 1, np.stack([expert(np.float64(x)) for x in obs])
+
+    idle = lambda memory, obs: (memory, np.zeros((len(obs), 4), np.float32))
+    played, still, again = play(by_expert, 0, 3, 1), play(idle, 0, 2, 1), play(by_expert, 0, 3, 1)
+    assert played.returns.tolist() == [1.0] * 3 and played.terminated.all() and (played.lengths < 120).all()
+    assert still.returns.tolist() == [0.0] * 2 and still.lengths.tolist() == [metaworld_demos.STEPS] * 2
+    np.testing.assert_array_equal(played.lengths, again.lengths)
+    np.testing.assert_array_equal(*firsts)  # the same places from the same seed, whatever was played before
+    assert np.abs(firsts[0][0] - firsts[0][1]).max() > 0.01
     with pytest.raises(ValueError, match="fly-v3 is no task of Meta-World; allowed: assembly-v3, "):
         metaworld_demos.make("fly-v3", 0)
 
@@ -87,32 +99,37 @@ def test_play_of_ogbench_and_its_tasks(tmp_path):
     assert card.read(path)["counts"] == {"episodes": 3, "steps": 450, "terminated": 0, "truncated": 3}
     goal = ogbench_play._make(name, 0).unwrapped.cur_goal_xy
     task = ogbench_play.task(path, name)
+    play = ogbench_play.judge(name)
+    one, two = (play(lambda memory, obs: (memory, obs * 0), None, 2, 7) for _ in range(2))
+    assert one.lengths.tolist() == two.lengths.tolist() == [1000, 1000] and not one.terminated.any()
+    assert one.returns.tolist() == [0.0, 0.0]
     rows = trajectory.to_rows(task)
     near = np.linalg.norm(rows.next_obs - goal, axis=1) <= 1.0
     np.testing.assert_array_equal(rows.terminated, near)
     np.testing.assert_array_equal(rows.reward, near - 1.0)
 
 
-def test_success_is_counted_once_per_episode():
+def test_success_is_a_reward_of_one_and_an_end():
+    seeds = []
+
     class Counting:
-        """Succeeds at its n-th step, and ends at the fourth."""
+        """Succeeds at its third step, and pays for each."""
 
-        def __init__(self, n):
-            self.n, self.steps = n, 0
-
-        def reset(self):
+        def reset(self, *, seed):
+            seeds.append(seed)
+            self.steps = 0
             return np.zeros(1), {}
 
         def step(self, action):
-            assert not self.steps == 4, "stepped after its end"
             self.steps += 1
-            np.testing.assert_array_equal(action, [1.0])
-            return np.full(1, self.steps), 0.0, False, self.steps == 4, {"success": self.steps == self.n}
+            return np.full(1, self.steps), -7.0, False, False, {"success": np.float64(self.steps == 3)}
 
-    def act(memory, obs):
-        assert obs.dtype == np.float32
-        return memory + 1, np.full((3, 1), 7.0)
-
-    envs = [Counting(2), Counting(4), Counting(5)]
-    assert _recording.succeeded(envs, act, 0, 10).tolist() == [True, True, False]
-    assert [env.steps for env in envs] == [2, 4, 4]
+    made = []
+    make = lambda: made.append(_recording.Succeeding(Counting(), seeds.append)) or made[-1]
+    play, act = _recording.judging(make, 10), lambda memory, obs: (memory, np.zeros((len(obs), 1)))
+    for count in (2, 3, 1):
+        played = play(act, None, count, 5)
+        assert played.returns.tolist() == [1.0] * count and played.lengths.tolist() == [3] * count
+        assert played.terminated.all() and played.ended.all()
+    assert len(made) == 3 and len(seeds) == 12 and seeds[::2] == seeds[1::2]
+    assert _recording.judging(make, 2)(act, None, 1, 5).returns.tolist() == [0.0]
