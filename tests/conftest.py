@@ -1,8 +1,13 @@
-"""Settings of all tests: on the CPU unless the caller says otherwise, and the same hypothesis examples on every run."""
+"""Settings of all tests: on the CPU unless the caller says otherwise, and the same hypothesis examples on every run.
+
+Programs are compiled without LLVM's optimisations, which halves the time of the suite: most tests compile a small
+program and run it once. XLA_FLAGS="" gives the level that users have; CI runs the core's tests so, on its newest jax.
+"""
 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 from hypothesis import settings  # noqa: E402
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_gen import distributions, nets, normalize
-from jaxrl_gen.algos import descent
+from jaxrl_gen.algos import acting, descent
 from jaxrl_gen.losses import policy
 from jaxrl_gen.types import Algorithm, PyTree, Spec, Transition, config, leaf, static
 
@@ -85,19 +85,12 @@ def make(
     head = head or default_head(cfg, spec)
     actor = actor or default_actor(cfg, spec, head)
 
+    observer = acting.observer(cfg.normalize_obs)
+
     def init(key):
         key_actor, key_head = jax.random.split(key)
         params = {"actor": actor.init(key_actor, spec.obs), "head": head.init(key_head)}
-        return State(params, descent.start(params), normalize.init(spec.obs if cfg.normalize_obs else ()))
-
-    def see(normalizer, obs):
-        return normalize.apply(normalizer, obs) if cfg.normalize_obs else obs
-
-    def act(state, obs, key):
-        output = actor.apply(state.params["actor"], see(state.normalizer, obs))
-        if key is None:
-            return head.mode(state.params["head"], output), {}
-        return head.action(head.sample(state.params["head"], output, key)[0]), {}
+        return State(params, descent.start(params), observer.init(spec.obs))
 
     def loss(params, obs, action, valid, key):
         log_prob, _ = head.score(params["head"], actor.apply(params["actor"], obs), action, key)
@@ -105,20 +98,17 @@ def make(
         return descent.valid_mean(error, valid), metrics
 
     def update(state, batch: Transition, key):
-        normalizer = state.normalizer
-        if cfg.normalize_obs:
-            normalizer = normalize.update(normalizer, batch.obs, batch.valid)
+        normalizer = observer.learn(state.normalizer, batch.obs, batch.valid)
         # Zeros where invalid: a mask after the loss would still let a NaN through in the gradient.
         shaped = lambda x: batch.valid.reshape(batch.valid.shape + (1,) * (x.ndim - 2))
-        obs, action = jax.tree.map(
-            lambda x: jnp.where(shaped(x), x, jnp.zeros_like(x)), (see(normalizer, batch.obs), batch.action)
-        )
+        seen = observer.see(normalizer, batch.obs)
+        obs, action = jax.tree.map(lambda x: jnp.where(shaped(x), x, jnp.zeros_like(x)), (seen, batch.action))
         params, opt_state, metrics = descent.descend(
             lambda params: loss(params, obs, action, batch.valid, key), state.params, state.opt_state, lr=cfg.lr
         )
         return State(params, opt_state, normalizer), metrics
 
-    return Algorithm(init, update, act)
+    return Algorithm(init, update, acting.headed(actor, head, observer.see))
 
 
 def default_head(cfg, spec: Spec) -> distributions.Head:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_gen import nets, normalize, samplers
-from jaxrl_gen.algos import descent
+from jaxrl_gen.algos import acting, descent
 from jaxrl_gen.losses import denoise, policy, td, value
 from jaxrl_gen.types import Algorithm, PyTree, Spec, Transition, config, leaf, static
 
@@ -96,15 +96,14 @@ def make(
     path = denoise.flow()
     samplers.belong(sampler, path, denoise.velocity, cfg.flow_steps)
 
+    observer = acting.observer(cfg.normalize_obs)
+
     def init(key):
         keys = jax.random.split(key, 3)
         params = {"flow": flow.init(keys[0], noisy), "actor": actor.init(keys[1], drawn)}
         params["critic"] = critic.init(keys[2], judged)
-        normalizer = normalize.init(spec.obs if cfg.normalize_obs else ())
+        normalizer = observer.init(spec.obs)
         return State(params, jax.tree.map(jnp.copy, params["critic"]), descent.start(params), normalizer)
-
-    def see(normalizer, obs):
-        return normalize.apply(normalizer, obs) if cfg.normalize_obs else obs
 
     def bounded(action):
         return jnp.clip(action, -1.0, 1.0)
@@ -117,7 +116,7 @@ def make(
         """Without a key, from the same noise every time: zero lies between two modes."""
         lanes = jax.tree.leaves(obs)[0].shape[0]
         noise = jax.random.normal(jax.random.key(0) if key is None else key, (lanes, spec.action_size))
-        return propose(state.params, see(state.normalizer, obs), noise), {}
+        return propose(state.params, observer.see(state.normalizer, obs), noise), {}
 
     def velocity(params, obs):
         return lambda x, t: flow.apply(params["flow"], nets.Noisy(x, t, obs))
@@ -147,11 +146,7 @@ def make(
         return descent.valid_mean(error + cloning + cfg.closeness * distance + push, steps.valid), metrics
 
     def update(state, batch: Transition, key):
-        steps = td.n_step(batch, gamma=cfg.gamma)
-        normalizer = state.normalizer
-        if cfg.normalize_obs:
-            normalizer = normalize.update(normalizer, steps.obs, steps.valid)
-        steps = steps._replace(obs=see(normalizer, steps.obs), next_obs=see(normalizer, steps.next_obs))
+        normalizer, steps = acting.learned(observer, state.normalizer, td.n_step(batch, gamma=cfg.gamma))
         keys = jax.random.split(key, 5)
         target = target_of(state, steps, keys[0], keys[1])
         noise = jax.random.normal(keys[2], steps.action.shape)

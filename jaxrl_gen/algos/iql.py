@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_gen import distributions, nets, normalize
-from jaxrl_gen.algos import bc, descent
+from jaxrl_gen.algos import acting, bc, descent
 from jaxrl_gen.losses import policy, td, value
 from jaxrl_gen.types import Algorithm, PyTree, Spec, Transition, config, leaf, static
 
@@ -83,21 +83,14 @@ def make(
         critic = nets.ensemble(critic, cfg.members)
     values = values or nets.flat(nets.mlp((*cfg.critic_hidden, 1), jax.nn.relu), spec.obs)
 
+    observer = acting.observer(cfg.normalize_obs)
+
     def init(key):
         keys = jax.random.split(key, 4)
         params = {"actor": actor.init(keys[0], spec.obs), "critic": critic.init(keys[1], judged)}
         params |= {"head": head.init(keys[2]), "value": values.init(keys[3], spec.obs)}
-        normalizer = normalize.init(spec.obs if cfg.normalize_obs else ())
+        normalizer = observer.init(spec.obs)
         return State(params, jax.tree.map(jnp.copy, params["critic"]), descent.start(params), normalizer)
-
-    def see(normalizer, obs):
-        return normalize.apply(normalizer, obs) if cfg.normalize_obs else obs
-
-    def act(state, obs, key):
-        output = actor.apply(state.params["actor"], see(state.normalizer, obs))
-        if key is None:
-            return head.mode(state.params["head"], output), {}
-        return head.action(head.sample(state.params["head"], output, key)[0]), {}
 
     def loss(params, steps, target, best, key):
         judgement = values.apply(params["value"], steps.obs)[..., 0]
@@ -112,11 +105,7 @@ def make(
         return descent.valid_mean(of_state + error + extraction, steps.valid), metrics
 
     def update(state, batch: Transition, key):
-        steps = td.n_step(batch, gamma=cfg.gamma)
-        normalizer = state.normalizer
-        if cfg.normalize_obs:
-            normalizer = normalize.update(normalizer, steps.obs, steps.valid)
-        steps = steps._replace(obs=see(normalizer, steps.obs), next_obs=see(normalizer, steps.next_obs))
+        normalizer, steps = acting.learned(observer, state.normalizer, td.n_step(batch, gamma=cfg.gamma))
         key_members, key_score = jax.random.split(key)
         target = td.bootstrapped(steps, values.apply(state.params["value"], steps.next_obs)[..., 0])
         judged_slowly = readout.value(critic.apply(state.target, (steps.obs, steps.action)))
@@ -127,4 +116,4 @@ def make(
         slow = optax.incremental_update(params["critic"], state.target, cfg.tau)
         return State(params, slow, opt_state, normalizer), metrics | {"critic/target": jnp.mean(target)}
 
-    return Algorithm(init, update, act)
+    return Algorithm(init, update, acting.headed(actor, head, observer.see))

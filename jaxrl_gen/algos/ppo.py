@@ -14,6 +14,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from jaxrl_gen import distributions, nets, normalize
+from jaxrl_gen.algos import acting
 from jaxrl_gen.losses import policy, td
 from jaxrl_gen.types import Algorithm, PyTree, Spec, Transition, config, ended, leaf, static
 
@@ -102,22 +103,21 @@ def make(
     remembers = actor.memory is not None
     optimizer = optax.chain(optax.clip_by_global_norm(cfg.max_grad_norm), optax.scale_by_adam(eps=cfg.adam_epsilon))
 
+    observer = acting.observer(cfg.normalize_obs)
+
     def init(key):
         keys = jax.random.split(key, 3)
         params = {"actor": actor.init(keys[0], actor_spec), "critic": critic.init(keys[1], critic_spec)}
         params["head"] = head.init(keys[2])
-        normalizer = normalize.init(spec.obs if cfg.normalize_obs else ())
+        normalizer = observer.init(spec.obs)
         zero = jnp.zeros((), jnp.float32)
         return State(params, optimizer.init(ravel_pytree(params)[0]), normalizer, zero + cfg.kl_coefficient, zero)
-
-    def see(normalizer, obs):
-        return normalize.apply(normalizer, obs) if cfg.normalize_obs else obs
 
     def act(state, obs, key):
         memory, extras = None, {}
         if remembers:
             obs, memory = obs
-        seen = see(state.normalizer, obs)
+        seen = observer.see(state.normalizer, obs)
         if remembers:
             output, actor_memory = actor.apply(state.params["actor"], actor_view(seen), memory["actor"])
             _, critic_memory = critic.apply(state.params["critic"], critic_view(seen), memory["critic"])
@@ -163,7 +163,7 @@ def make(
         return mean_valid(total), of_surrogate | of_value | of_entropy | of_kl | {"actor/kl": mean_valid(penalty)}
 
     def prepare(state, batch: Transition, obs, memory):
-        seen, seen_next = see(state.normalizer, obs), see(state.normalizer, batch.next_obs)
+        seen, seen_next = observer.see(state.normalizer, obs), observer.see(state.normalizer, batch.next_obs)
         over, critic_memory = ended(batch), memory and memory["critic"]
         value, next_value = values(state.params, critic_view(seen), critic_view(seen_next), critic_memory, over)
         advantage = td.gae(
@@ -209,9 +209,8 @@ def make(
 
         keys = jax.random.split(key, (cfg.epochs, 1 + cfg.minibatches))
         (flat, opt_state), metrics = jax.lax.scan(epoch, (flat, state.opt_state), keys)
-        normalizer = state.normalizer
-        if cfg.normalize_obs:  # after learning: the ratio's two policies must have seen the same numbers
-            normalizer = normalize.update(normalizer, obs, batch.valid)
+        # After learning: the ratio's two policies must have seen the same numbers.
+        normalizer = observer.learn(state.normalizer, obs, batch.valid)
         last_kl = jnp.mean(metrics["actor/kl"][-1])
         kl_coefficient = policy.adapt_kl_coefficient(state.kl_coefficient, last_kl, target=cfg.kl_target)
         metrics = jax.tree.map(jnp.mean, metrics) | {"actor/lr": lr, "critic/value": jnp.mean(rows.value)}

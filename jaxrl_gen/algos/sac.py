@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_gen import distributions, nets, normalize
-from jaxrl_gen.algos import descent
+from jaxrl_gen.algos import acting, descent
 from jaxrl_gen.losses import policy, td, value
 from jaxrl_gen.types import Algorithm, PyTree, Spec, Transition, config, leaf, static
 
@@ -109,22 +109,15 @@ def make(
         critic = nets.ensemble(critic, cfg.members)
     target_entropy = cfg.target_entropy * spec.action_size
 
+    observer = acting.observer(cfg.normalize_obs)
+
     def init(key):
         keys = jax.random.split(key, 3)
         params = {"actor": actor.init(keys[0], spec.obs), "critic": critic.init(keys[1], judged)}
         params["head"] = head.init(keys[2])
         params["log_temperature"] = jnp.log(jnp.asarray(cfg.initial_temperature, jnp.float32))
-        normalizer = normalize.init(spec.obs if cfg.normalize_obs else ())
+        normalizer = observer.init(spec.obs)
         return State(params, jax.tree.map(jnp.copy, params["critic"]), descent.start(params), normalizer)
-
-    def see(normalizer, obs):
-        return normalize.apply(normalizer, obs) if cfg.normalize_obs else obs
-
-    def act(state, obs, key):
-        output = actor.apply(state.params["actor"], see(state.normalizer, obs))
-        if key is None:
-            return head.mode(state.params["head"], output), {}
-        return head.action(head.sample(state.params["head"], output, key)[0]), {}
 
     def propose(params, obs, key):
         """An action of the policy's own for each observation, and its log-probability."""
@@ -150,11 +143,7 @@ def make(
         return descent.valid_mean(error + surrogate + tuning, steps.valid), metrics
 
     def update(state, batch: Transition, key):
-        steps = td.n_step(batch, gamma=cfg.gamma)
-        normalizer = state.normalizer
-        if cfg.normalize_obs:
-            normalizer = normalize.update(normalizer, steps.obs, steps.valid)
-        steps = steps._replace(obs=see(normalizer, steps.obs), next_obs=see(normalizer, steps.next_obs))
+        normalizer, steps = acting.learned(observer, state.normalizer, td.n_step(batch, gamma=cfg.gamma))
         temperature = jnp.exp(state.params["log_temperature"])
         keys = jax.random.split(key, 4)
         target = target_of(state, steps, temperature, keys[0], keys[1])
@@ -165,4 +154,4 @@ def make(
         slow = optax.incremental_update(params["critic"], state.target, cfg.tau)
         return State(params, slow, opt_state, normalizer), metrics | {"critic/target": jnp.mean(target)}
 
-    return Algorithm(init, update, act)
+    return Algorithm(init, update, acting.headed(actor, head, observer.see))

@@ -101,11 +101,7 @@ def heun() -> Sampler:
 
     def check(process, kind):
         _has_velocity(process, kind)
-        with jax.ensure_compile_time_eval():
-            end = jnp.full((1,), process.data_at)
-            (signal, noise), (of_data, of_noise) = process.path(end), kind(process, end)
-            told = bool(jnp.all(jnp.isfinite(1.0 / (signal * of_noise - noise * of_data))))
-        if not told:
+        if not _tells(process, kind, process.data_at):
             raise ValueError(
                 f"heun asks for the velocity where there is no noise, and {_name(kind)} does not tell it there; "
                 "allowed: euler, or a prediction of eps, v or velocity"
@@ -181,17 +177,24 @@ def sample(
     return jax.lax.scan(step, start, (times[:-1], times[1:], keys))[0]
 
 
-def belong(sampler: Sampler, process: Process, kind: Callable, steps: int) -> None:
+def belong(sampler: Sampler, process: Process, kind: Callable, steps: int, spacing: Callable = leading) -> None:
     """Refuse parts that do not belong together, before anything is traced.
 
     Raises:
-      ValueError: for a step that the process or the kind of prediction does not allow, or a number of steps that the
-        process does not.
+      ValueError: for a step that the process or the kind of prediction does not allow, a number of steps that the
+        process does not, or a prediction that says nothing of the data at the first of the times.
     """
     sampler.check(process, kind)
     most = process.levels
     if steps < 1 or (most is not None and steps > most):
         raise ValueError(f"steps is {steps}; allowed: 1 {'and more' if most is None else f'to {most}, the levels'}")
+    with jax.ensure_compile_time_eval():
+        first = float(spacing(process, steps)[0])
+    if not _tells(process, kind, first):
+        raise ValueError(
+            f"the first step is from pure noise, at time {first:g}, and {_name(kind)} does not tell the data from it; "
+            "allowed: a prediction of x0, v or velocity, or times that begin where some of the data is left"
+        )
 
 
 def evaluations(sampler: Sampler, steps: int) -> int:
@@ -225,7 +228,7 @@ def schedule(
     Raises:
       ValueError: where they do not.
     """
-    belong(sampler, process, kind, steps)
+    belong(sampler, process, kind, steps, spacing)
     if sampler.stochastic and key is None:
         raise ValueError("the sampler draws noise at each step, and key is None; allowed: a key, or ddim, euler, heun")
     return spacing(process, steps), jax.random.split(key, steps) if sampler.stochastic else None
@@ -243,6 +246,14 @@ def _has_velocity(process: Process, kind: Callable) -> None:
             f"euler and heun follow a velocity, and the process is a table of {process.levels} levels; "
             "allowed: ddpm or ddim, or a continuous process"
         )
+
+
+def _tells(process: Process, kind: Callable, t: float) -> bool:
+    """Whether data and noise follow from x and the prediction at time t: two equations, which must be independent."""
+    with jax.ensure_compile_time_eval():
+        t = jnp.full((1,), t)
+        (signal, noise), (of_data, of_noise) = process.path(t), kind(process, t)
+        return bool(jnp.all(jnp.abs(signal * of_noise - noise * of_data) > 1e-6))  # cos(pi / 2) is 4e-8
 
 
 def _of_levels(levels: list[int], process: Process) -> jax.Array:

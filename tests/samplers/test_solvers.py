@@ -12,6 +12,7 @@ from jaxrl_gen.losses import denoise
 
 MEAN = np.array([0.4, -0.3])
 COVARIANCE = np.array([[0.30, 0.12], [0.12, 0.10]])
+VARIANCES, AXES = np.linalg.eigh(COVARIANCE)
 LEVELS = 50
 BETAS = denoise.linear_betas(LEVELS, 1e-3, 0.2)
 PROCESSES = {"flow": denoise.flow(), "cosine": denoise.cosine(), "ddpm": denoise.ddpm(BETAS)}
@@ -39,12 +40,9 @@ def best(process, kind):
     """The same in JAX, as a prediction of any kind."""
 
     def predict(x, t):
-        def one(x, t):
-            signal, level = process.path(t)
-            total = signal**2 * COVARIANCE + level**2 * jnp.eye(2)
-            return MEAN + signal * COVARIANCE @ jnp.linalg.solve(total, x - signal * MEAN)
-
-        data = jax.vmap(one)(x, t)
+        signal, level = (part[:, None] for part in process.path(t))
+        gain = signal * VARIANCES / (signal**2 * VARIANCES + level**2)  # along the axes of the covariance
+        data = MEAN + (gain * ((x - signal * MEAN) @ AXES)) @ AXES.T
         return denoise.convert(data, x, t, process, given=denoise.x0, wanted=kind)
 
     return predict
@@ -266,10 +264,12 @@ def test_the_hook_on_steps_sees_every_step_and_what_it_returns_goes_on():
 
 def test_noise_of_steps_depends_on_the_key_and_only_then():
     start = noise(5)
-    one, two = (run(samplers.ddpm(), "flow", start, jax.random.key(k), steps=5) for k in (0, 1))
-    assert not np.any(one == two)
-    one, two = (run(samplers.ddim(), "flow", start, key, steps=5) for key in (None, jax.random.key(1)))
+    end = lambda sampler, key: run(sampler, "flow", start, key, kind=denoise.velocity, steps=5)
+    one, two = (end(samplers.ddpm(), jax.random.key(k)) for k in (0, 1))
+    assert np.all(np.isfinite(one)) and not np.any(one == two)
+    one, two = (end(samplers.ddim(), key) for key in (None, jax.random.key(1)))
     np.testing.assert_array_equal(one, two)
+    assert np.all(np.isfinite(one))
 
 
 # --------------------------------------------------------------------------------------------- what does not belong
@@ -286,7 +286,17 @@ def test_heun_with_a_prediction_that_does_not_tell_the_end_is_refused(name):
     with pytest.raises(ValueError, match="x0 does not tell it there; allowed: euler, or a prediction of eps"):
         run(samplers.heun(), name, noise(2), kind=denoise.x0, steps=5)
     samplers.belong(samplers.euler(), PROCESSES[name], denoise.x0, 5)
-    samplers.belong(samplers.heun(), PROCESSES[name], denoise.eps, 5)
+    samplers.belong(samplers.heun(), PROCESSES[name], denoise.v, 5)
+
+
+@pytest.mark.parametrize("name", ["flow", "cosine"])
+@pytest.mark.parametrize("kind", [denoise.eps, denoise.score])
+def test_noise_predicted_from_pure_noise_is_refused(name, kind):
+    """It is x itself, whatever the data are; from a time at which some of them are left, it tells them."""
+    with pytest.raises(ValueError, match=f"pure noise, at time [01], and {kind.__name__} does not tell the data"):
+        run(samplers.ddim(), name, noise(2), kind=kind, steps=5)
+    later = lambda process, steps: 0.1 + 0.8 * samplers.leading(process, steps)
+    assert np.all(np.isfinite(run(samplers.ddim(), name, noise(2), kind=kind, steps=5, spacing=later)))
 
 
 @pytest.mark.parametrize("steps, name, allowed", [(51, "ddpm", "1 to 50, the levels"), (0, "flow", "1 and more")])
@@ -308,4 +318,4 @@ def test_numbers_of_ddpm_out_of_range_are_refused(arguments):
 
 def test_a_denoiser_of_another_shape_is_refused():
     with pytest.raises(AssertionError):
-        run(samplers.ddim(), "flow", noise(2), predict=lambda x, t: x[:, :1])
+        run(samplers.ddim(), "flow", noise(2), kind=denoise.velocity, predict=lambda x, t: x[:, :1])
