@@ -109,14 +109,16 @@ def judge(name: str) -> Callable:
 
 def main(command: Play) -> None:
     """Play, and write down what happened."""
-    for name, episodes, play in (
-        (command.maze, command.maze_episodes, play_maze),
-        (command.cube, command.cube_episodes, play_cube),
-    ):
-        path = command.folder / file(name)
-        arrays.save(path, play(name, episodes, command.steps, command.seed))
-        data = arrays.read_ogbench(path, spec(name), say=lambda line: None)
-        describe(path, data, command.seed, {}, environment=name, kind=play.__doc__)
+    for name, episodes in ((command.maze, command.maze_episodes), (command.cube, command.cube_episodes)):
+        write(command.folder / file(name), name, episodes, command.steps, command.seed)
+
+
+def write(path: Path, name: str, episodes: int, steps: int = 1000, seed: int = 0) -> None:
+    """Record play in an environment, a maze or a cube, as a file with its card."""
+    play = play_maze if "maze" in name else play_cube
+    arrays.save(path, play(name, episodes, steps, seed))
+    data = arrays.read_ogbench(path, spec(name), say=lambda line: None)
+    describe(path, data, seed, {}, environment=name, kind=play.__doc__)
 
 
 def file(name: str) -> str:
