@@ -170,6 +170,16 @@ def test_a_policy_is_judged_in_simulators_on_the_host(tmp_path):
         launch.launch(exp, **{**given, "play": None})
 
 
+def test_policies_of_one_state_are_evaluated_in_the_same_episodes(tmp_path):
+    env = probe.continuous_action()
+    loop = loops.on_policy(toy_run.make, wrap.fresh(env, 4), steps=2, iterations=1)
+    exp = toy_run.Toy(runs=tmp_path, lanes=4, eval_episodes=8, chunks=2, seeds=2)
+    folder = launch.launch(exp, env=env, loop=loop, cfg=exp.method, also={"same": toy_run.make, "bold": bold})
+    result = json.loads((folder / "result.json").read_text())
+    assert result["also"]["same"]["score"] == result["score"] and result["score"]["what"] == "mean return of 8 episodes"
+    assert result["also"]["bold"]["score"]["per_member"] != result["score"]["per_member"]
+
+
 REFUSED = {
     "seeds is 0; allowed: 1 and more": ["--seeds", 0],
     "seed is -1; allowed: 0 and more": ["--seed", -1],
