@@ -90,7 +90,7 @@ def ways(exp: Metaworld) -> tuple[object, dict[str, tuple[Callable, int]]]:
 
 def main(exp: Metaworld):
     """Clone demonstrations, and judge in the simulator what came of it."""
-    play = metaworld_demos.judge(exp.task)
+    play, scene = metaworld_demos.judge(exp.task)
     path = exp.data / metaworld_demos.file(exp.task)
     if not path.exists():
         metaworld_demos.main(metaworld_demos.Demos(folder=exp.data, tasks=(exp.task,), episodes=exp.demos))
@@ -102,7 +102,7 @@ def main(exp: Metaworld):
         sample = sampling.transitions(exp.batch_size)
     else:
         sample = sampling.windows(exp.batch_size, cfg.history, cfg.horizon, executed=cfg.execute)
-    env = Env(None, None, metaworld_demos.SPEC)
+    env = Env(None, None, metaworld_demos.SPEC, scene=scene)
     loop = loops.offline(made[first], env, sample, (data,), updates=200)
     folder = launch.launch(
         exp, env=env, loop=loop, cfg=cfg, play=play, what=f"success rate in {exp.task}",

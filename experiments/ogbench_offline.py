@@ -52,14 +52,14 @@ class OGBench(launch.Experiment):
 
 def main(exp: OGBench):
     """Learn a task from play, and judge in the simulator what came of it."""
-    play = ogbench_play.judge(exp.task)
+    play, scene = ogbench_play.judge(exp.task)
     place = exp.task.partition("-singletask")[0] + "-v0"
     path = exp.data / ogbench_play.file(place)
     if not path.exists():
         ogbench_play.write(path, place, exp.maze_episodes if "maze" in place else exp.cube_episodes)
     data = ogbench_play.task(path, exp.task)
     make, cfg = {"iql": (iql.make, exp.implicit), "fql": (fql.make, exp.flow), "bc": (bc.make, exp.cloning)}[exp.method]
-    env = Env(None, None, ogbench_play.spec(exp.task))
+    env = Env(None, None, ogbench_play.spec(exp.task), scene=scene)
     scaled, sample = statistics.scaled(make, statistics.of(data)), sampling.transitions(exp.batch_size, exp.horizon)
     loop = loops.offline(scaled, env, sample, (data,), updates=500)
     return launch.launch(exp, env=env, loop=loop, cfg=cfg, play=play, what=f"success rate in {exp.task}")

@@ -32,6 +32,7 @@ class Ran(NamedTuple):
     seconds: float  # of training
     what: str = "mean return"  # what an episode's rewards sum up to
     also: dict[str, tuple[Callable, Callable]] = {}  # other policies of the same State: (make, evaluate)
+    play: Callable | None = None  # on the host
 
 
 def conclude(ran: Ran, folder: Path, say: Callable[[str], None]) -> None:
@@ -168,7 +169,10 @@ def _export(algo, state, env, folder) -> None:
 def _film(ran, algo, state, folder) -> None:
     from jaxrl_gen import render
 
-    views = render.rollout(ran.env, algo, state, jax.random.key(ran.exp.seed))
+    if ran.play:
+        views = evaluate.watched(algo, state, ran.env, ran.play, ran.exp.seed)
+    else:
+        views = render.rollout(ran.env, algo, state, jax.random.key(ran.exp.seed))
     render.write(ran.env, views, folder / "video.mp4")
     render.still(ran.env, views, folder / "video.png")
 

@@ -123,13 +123,7 @@ def hosted(make: Callable, spec: Spec, play: Callable, lanes: int, *, sample: bo
     if lanes < 1:
         raise ValueError(f"lanes is {lanes}; allowed: 1 and more")
 
-    @jax.jit
-    def act(cfg, state, remembered, obs):
-        key, memory = remembered
-        key, key_act = jax.random.split(key)
-        read = obs if memory is None else Recalled(obs, memory)
-        action, extras = make(cfg, spec).act(state, read, key_act if sample else None)
-        return (key, None if memory is None else extras["memory"]), action
+    act = jax.jit(lambda cfg, *seen: _acted(make(cfg, spec), *seen, sample=sample))
 
     def evaluate(cfg, state, seed):
         remembered = jax.random.key(seed), make(cfg, spec).memory(lanes)
@@ -140,6 +134,43 @@ def hosted(make: Callable, spec: Spec, play: Callable, lanes: int, *, sample: bo
         return played
 
     return evaluate
+
+
+def watched(algo: Algorithm, state: PyTree, env: Env, play: Callable, seed: int) -> PyTree:
+    """What the scene shows of an episode that is played on the host, NumPy leaves [T + 1, ...].
+
+    Args:
+      algo: whose deterministic actions play.
+      state: of one member.
+      env: whose `scene.view(None)` looks at the simulator of the first episode that `play` plays.
+      play: as of `hosted`.
+      seed: of the episode.
+    Raises:
+      ValueError: if there is no scene.
+    """
+    if env.scene is None:
+        raise ValueError("this environment has no scene to draw")
+    act, views = jax.jit(partial(_acted, algo, sample=False)), []
+
+    def look():
+        views.append(jax.tree.map(np.array, env.scene.view(None)))  # copies: the simulator goes on
+
+    def seen(remembered, obs):
+        look()
+        return act(state, remembered, obs)
+
+    play(seen, (jax.random.key(seed), algo.memory(1)), 1, seed)
+    look()
+    return jax.tree.map(lambda *x: np.stack(x), *views)
+
+
+def _acted(algo: Algorithm, state: PyTree, remembered: tuple, obs: PyTree, *, sample: bool) -> tuple[tuple, jax.Array]:
+    """(what is remembered then, actions) of a policy whose key lies beside its memory."""
+    key, memory = remembered
+    key, key_act = jax.random.split(key)
+    read = obs if memory is None else Recalled(obs, memory)
+    action, extras = algo.act(state, read, key_act if sample else None)
+    return (key, None if memory is None else extras["memory"]), action
 
 
 def side_by_side(envs: Sequence[Any], act: Callable, memory: PyTree, *, steps: int, seed: int) -> Episodes:

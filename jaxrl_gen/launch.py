@@ -85,7 +85,8 @@ def launch(
 
     Args:
       exp: the options.
-      env: one lane, to evaluate in; of a simulator that does not run in JAX, its spec alone: `Env(None, None, spec)`.
+      env: one lane, to evaluate in; of a simulator that does not run in JAX, its spec alone: `Env(None, None, spec)`,
+        perhaps with a scene, see `evaluate.watched`.
       loop: of one member; seeds and swept leaves of `cfg` are added here.
       cfg: Config of the algorithm; leaves [M] are M settings, each of which runs with every seed.
       make: `(cfg, spec) -> Algorithm` to evaluate and export; default: the loop's.
@@ -152,7 +153,7 @@ def launch(
             raise SystemExit(0)
     end = conclude.Ran(
         exp, described, env, make or loop.make, stage.cfg, carry, stage.group, evaluation, ran, compiled, seconds, what,
-        {name: (also[name], play) for name, play in stage.others().items()},
+        {name: (also[name], evaluate) for name, evaluate in stage.others().items()}, play,
     )  # fmt: skip
     with callbacks.exit_on_sigterm():
         conclude.conclude(end, folder, say)

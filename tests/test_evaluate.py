@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jaxrl_gen import evaluate, sweep
 from jaxrl_gen.envs import wrap
-from jaxrl_gen.types import Algorithm, Env, Outcome, Spec, config, leaf
+from jaxrl_gen.types import Algorithm, Env, Outcome, Scene, Spec, config, leaf
 
 LONGEST = 8
 
@@ -363,6 +363,19 @@ def test_what_plays_on_the_host_must_return_a_number_for_each_episode():
     one = lambda act, memory, episodes, seed: evaluate.Episodes(*[np.ones(1)] * 5)  # noqa: E731
     with pytest.raises(ValueError, match=r"play returned returns of shape \(1,\); expected \(3,\)"):
         evaluate.hosted(remembering, spec, one, 3)(Config(), jnp.float32(0.0), 0)
+
+
+def test_a_scene_watches_the_first_episode_on_the_host():
+    envs = [Walk(), Walk()]
+    scene = Scene(lambda state: np.float64(envs[0].left), None)
+    env = Env(None, None, Spec({"left": jax.ShapeDtypeStruct((), jnp.float32)}, 1), scene=scene)
+    play = lambda act, memory, episodes, seed: evaluate.side_by_side(envs[:episodes], act, memory, steps=9, seed=seed)  # noqa: E731
+    act = lambda state, obs, key: (jnp.full((1, 1), state), {})  # noqa: E731
+    views = evaluate.watched(Algorithm(None, None, act), jnp.float32(0.5), env, play, 3)
+    np.testing.assert_array_equal(views, np.arange(len(views))[::-1])
+    assert len(views) == 1 + len(envs[0].actions) > 1 and envs[0].actions[0] == 0.5
+    with pytest.raises(ValueError, match="no scene to draw"):
+        evaluate.watched(None, None, env._replace(scene=None), play, 3)
 
 
 def test_a_decision_takes_the_time_of_its_work():

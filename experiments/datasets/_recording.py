@@ -14,7 +14,7 @@ import tyro
 from jaxrl_gen import evaluate
 from jaxrl_gen.data import card, checks, trajectory
 from jaxrl_gen.data.trajectory import Dataset
-from jaxrl_gen.envs import wrap
+from jaxrl_gen.envs import mjx, wrap
 from jaxrl_gen.types import Env, Transition, ended
 
 
@@ -75,20 +75,29 @@ class Succeeding:
         return obs, float(success), success or terminated, truncated, info
 
 
-def judging(make: Callable[[], Succeeding], steps: int) -> Callable:
-    """The `play` of `launch.launch` in environments that are made once and played again, for making one takes long.
+def judging(make: Callable[[], Any], seed: Callable[[Any], Callable], steps: int, **seen: Any) -> tuple:
+    """The `play` of `launch.launch` in environments that are made once and played again, and a scene of the first one.
 
     Args:
-      make: one environment.
+      make: one environment of gymnasium on MuJoCo.
+      seed: of an environment, what seeds it.
       steps: of an episode, at most.
+      seen: as of `mjx.scene`.
+    Returns:
+      (play, Scene).
     """
-    envs = []
+    first = make()  # a wrong name is told before anything is trained
+    envs, simulator = [Succeeding(first, seed(first))], first.unwrapped
+
+    def one():
+        env = make()
+        return Succeeding(env, seed(env))
 
     def play(act, memory, episodes, seed):
-        envs.extend(make() for _ in range(episodes - len(envs)))
+        envs.extend(one() for _ in range(episodes - len(envs)))
         return evaluate.side_by_side(envs[:episodes], act, memory, steps=steps, seed=seed)
 
-    return play
+    return play, mjx.scene(simulator.model, lambda _: mjx.pose(simulator.data), **seen)
 
 
 def describe(path: Path, data: Dataset, seed: int, scores: dict[str, float], **about: Any) -> None:

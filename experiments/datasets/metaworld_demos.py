@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.datasets._recording import Succeeding, cli, describe, judging
+from experiments.datasets._recording import cli, describe, judging
 from jaxrl_gen.data import arrays, trajectory
 from jaxrl_gen.data.trajectory import Dataset
 from jaxrl_gen.envs import mjx
-from jaxrl_gen.types import Spec
+from jaxrl_gen.types import Scene, Spec
 
 TASKS = ("drawer-open-v3", "button-press-topdown-v3", "pick-place-v3")
 STEPS = 300  # the slowest expert needs about a third
@@ -69,19 +69,14 @@ def demonstrate(task: str, episodes: int, seed: int, *, noise: float = 0.1) -> t
     return data, len(kept) / tried
 
 
-def judge(task: str) -> Callable:
-    """The `play` of `launch.launch` in a task: whether an episode succeeds, with object and goal in a place of its own.
+def judge(task: str) -> tuple[Callable, Scene]:
+    """The `play` of `launch.launch` in a task, whether an episode succeeds, and a scene of it.
 
     Raises:
       ModuleNotFoundError, ValueError: as `make`.
     """
-    first = [make(task, 0)]  # a wrong name is told before anything is trained
-
-    def one():
-        env = first.pop() if first else make(task, 0)
-        return Succeeding(env, env.seed)
-
-    return judging(one, STEPS)
+    play, scene = judging(lambda: make(task, 0), lambda env: env.seed, STEPS, fps=80.0, camera="corner2")
+    return play, scene._replace(draw=lambda *sizes: scene.draw(*sizes)[:, ::-1, ::-1])  # it stands on its head
 
 
 def make(task: str, seed: int) -> Any:

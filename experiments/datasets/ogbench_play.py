@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.datasets._recording import Succeeding, cli, describe, judging
+from experiments.datasets._recording import cli, describe, judging
 from jaxrl_gen.data import arrays, trajectory
 from jaxrl_gen.data.trajectory import Dataset
 from jaxrl_gen.envs import mjx
-from jaxrl_gen.types import Spec
+from jaxrl_gen.types import Scene, Spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +100,10 @@ def spec(name: str) -> Spec:
     return Spec(jax.ShapeDtypeStruct(env.observation_space.shape, jnp.float32), *env.action_space.shape, False, limit)
 
 
-def judge(name: str) -> Callable:
-    """The `play` of `launch.launch` in a task of OGBench: whether each episode succeeds, from a start of its own."""
-    first = [_make(name, 0)]
-    limit = first[0].spec.max_episode_steps
-    return judging(lambda: Succeeding(first.pop() if first else _make(name, 0), np.random.seed), limit)
+def judge(name: str) -> tuple[Callable, Scene]:
+    """The `play` of `launch.launch` in a task of OGBench, whether an episode succeeds, and a scene of it."""
+    fps = 10.0 if "maze" in name else 20.0
+    return judging(lambda: _make(name, 0), lambda env: np.random.seed, spec(name).time_limit, fps=fps)
 
 
 def main(command: Play) -> None:

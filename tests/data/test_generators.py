@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.datasets import _recording, metaworld_demos, ogbench_play, own_logs, point_maze
+from jaxrl_gen import evaluate
 from jaxrl_gen.data import arrays, card, trajectory
 from jaxrl_gen.envs import probe, wrap
 from jaxrl_gen.envs.tasks import point_maze as maze
@@ -69,7 +70,7 @@ def test_demonstrations_of_meta_world_succeed_from_many_places():
     assert np.abs(first[0] - first[1]).max() > 0.01
     again, _ = metaworld_demos.demonstrate("button-press-topdown-v3", 2, seed=0)
     np.testing.assert_array_equal(again.obs, data.obs)
-    play = metaworld_demos.judge("button-press-topdown-v3")
+    play, scene = metaworld_demos.judge("button-press-topdown-v3")
     expert, firsts = metaworld_demos._expert("button-press-topdown-v3"), []
 
     def by_expert(memory, obs):
@@ -83,6 +84,9 @@ def test_demonstrations_of_meta_world_succeed_from_many_places():
     np.testing.assert_array_equal(played.lengths, again.lengths)
     np.testing.assert_array_equal(*firsts)  # the same places from the same seed, whatever was played before
     assert np.abs(firsts[0][0] - firsts[0][1]).max() > 0.01
+    before = {name: np.array(x) for name, x in scene.view(None).items()}
+    play(idle, 0, 1, 2)
+    assert np.abs(scene.view(None)["qpos"] - before["qpos"]).max() > 0.01  # of what is played first
     with pytest.raises(ValueError, match="fly-v3 is no task of Meta-World; allowed: assembly-v3, "):
         metaworld_demos.make("fly-v3", 0)
 
@@ -99,7 +103,7 @@ def test_play_of_ogbench_and_its_tasks(tmp_path):
     assert card.read(path)["counts"] == {"episodes": 3, "steps": 450, "terminated": 0, "truncated": 3}
     goal = ogbench_play._make(name, 0).unwrapped.cur_goal_xy
     task = ogbench_play.task(path, name)
-    play = ogbench_play.judge(name)
+    play, scene = ogbench_play.judge(name)
     one, two = (play(lambda memory, obs: (memory, obs * 0), None, 2, 7) for _ in range(2))
     assert one.lengths.tolist() == two.lengths.tolist() == [1000, 1000] and not one.terminated.any()
     assert one.returns.tolist() == [0.0, 0.0]
@@ -110,7 +114,7 @@ def test_play_of_ogbench_and_its_tasks(tmp_path):
 
 
 def test_success_is_a_reward_of_one_and_an_end():
-    seeds = []
+    seeds, moved = [], []
 
     class Counting:
         """Succeeds at its third step, and pays for each."""
@@ -124,12 +128,9 @@ def test_success_is_a_reward_of_one_and_an_end():
             self.steps += 1
             return np.full(1, self.steps), -7.0, False, False, {"success": np.float64(self.steps == 3)}
 
-    made = []
-    make = lambda: made.append(_recording.Succeeding(Counting(), seeds.append)) or made[-1]
-    play, act = _recording.judging(make, 10), lambda memory, obs: (memory, np.zeros((len(obs), 1)))
-    for count in (2, 3, 1):
-        played = play(act, None, count, 5)
-        assert played.returns.tolist() == [1.0] * count and played.lengths.tolist() == [3] * count
-        assert played.terminated.all() and played.ended.all()
-    assert len(made) == 3 and len(seeds) == 12 and seeds[::2] == seeds[1::2]
-    assert _recording.judging(make, 2)(act, None, 1, 5).returns.tolist() == [0.0]
+    made = [_recording.Succeeding(Counting(), moved.append) for _ in range(3)]
+    act = lambda memory, obs: (memory, np.zeros((len(obs), 1)))
+    played = evaluate.side_by_side(made, act, None, steps=10, seed=5)
+    assert played.returns.tolist() == [1.0] * 3 and played.lengths.tolist() == [3] * 3
+    assert played.terminated.all() and played.ended.all() and len(set(seeds)) == 3 and moved == seeds
+    assert evaluate.side_by_side(made, act, None, steps=2, seed=5).returns.tolist() == [0.0] * 3
