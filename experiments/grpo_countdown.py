@@ -43,14 +43,17 @@ class Countdown(launch.Experiment):
     name: str = launch.option("grpo_countdown")
     method: str = static("grpo")  # one of METHODS
     seeds: int = 5
-    total_steps: float = launch.option(64_000, low=1)  # completions
+    total_steps: float = launch.option(128_000, low=1)  # completions
     eval_episodes: int = launch.option(512, low=0)
+    eval_sample: bool = launch.option(True)  # one try at temperature 1, which is what is learned
     export: bool = launch.option(False)
     video: bool = launch.option(False)
-    examples: int = static(400, low=0)  # updates of cloning, 128 examples each
+    largest: int = static(20, low=1)  # of the three numbers: with 10 there are too few games not to learn them by heart
+    target: int = static(50, low=1)  # the largest
+    examples: int = static(800, low=0)  # updates of cloning, 128 examples each
     starts: int = static(16, low=1)  # prompts per update
     group: int = static(8, low=1)  # completions of each
-    algo: grpo.Config = grpo.Config(lr=3e-4, epochs=2, minibatches=2, width=64, layers=2, hidden=128)
+    algo: grpo.Config = grpo.Config(lr=3e-5, epochs=2, minibatches=2, width=64, layers=2, hidden=128)
 
 
 def taught(loop: loops.Loop, problems: tokens.Problems, updates: int) -> loops.Loop:
@@ -78,8 +81,8 @@ def main(exp: Countdown):
     """Clone solutions of Countdown, then learn from own tries; judge on problems held out."""
     if exp.method not in METHODS:
         raise ValueError(f"method is {exp.method!r}; allowed: {', '.join(METHODS)}")
-    learn, held_out = tokens.split(countdown.problems())
-    vocab = len(countdown.alphabet(50).words)
+    learn, held_out = tokens.split(countdown.problems(3, exp.largest, exp.target))
+    vocab = len(countdown.alphabet(max(exp.largest, exp.target)).words)
     low, high = WALLS.get(exp.method, (exp.algo.clip_low, exp.algo.clip_high))
     cfg = dataclasses.replace(exp.algo, vocab=vocab, clip_low=low, clip_high=high)
     env = countdown.make(learn)
