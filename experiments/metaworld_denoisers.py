@@ -12,9 +12,9 @@ evaluations of the network), and the same for other samplers of the weights (`al
 are made first. Compare with cloning without a denoiser, `--method bc`; other tasks are `--task pick-place-v3` and
 `--task button-press-topdown-v3`.
 
-What came out: a drawer is opened by all. To pick and place, single steps that are cloned and
+What came out: a drawer is opened and a button is pressed by all. To pick and place, single steps that are cloned and
 chunks of the flow succeed almost always, those of diffusion less often, and with DDIM's ten steps less often still. Two
-steps of the flow are as good as ten. A chunk is executed without a look; cloning looks at each step.
+steps of the flow are as good as ten. A chunk is executed without a look, while cloning looks at each step.
 """
 
 import dataclasses
