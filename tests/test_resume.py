@@ -1,25 +1,18 @@
 """Resume: whatever interrupts a run, it ends bit for bit as if nothing had."""
 
 import dataclasses
-import functools
-import itertools
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from jaxrl_gen import checkpoint, loops
 from tests import toy_run
-from tests.contract.suite import CASES
-from tests.toy_process import CACHE, ROOT, here, last_carry, rows, run, saved_steps, start, wait_for_rows
+from tests.toy_process import CACHE, here, last_carry, rows, run, saved_steps, start, wait_for_rows
+
 
 @pytest.fixture(autouse=True)
 def shared_cache():
@@ -44,53 +37,6 @@ def test_a_run_resumed_in_a_new_process_is_the_uninterrupted_one(tmp_path):
     assert "resumed at chunk 3 of 6" in out and "1 trace" in out
     same(tmp_path / "whole", tmp_path / "part", toy_run.Toy())
     assert "evaluate/return" in rows(tmp_path / "part")[5]
-
-
-def placed(case, population):
-    """(jitted chunk, config, jitted init, shapes of the carry) of a case of the contract suite."""
-    loop, key = case.loop(), jax.random.key(7)
-    if population:
-        loop, key = loops.population(loop), jax.random.split(key, 2)
-    jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles twice as fast
-    target = jax.eval_shape(loop.init, case.config(), key)
-    compiled = jit(loop.chunk, donate_argnums=1)
-    chunk = lambda cfg, carry: compiled(cfg, carry, *loop.data)
-    return chunk, case.config(), lambda: jit(loop.init)(case.config(), key), target
-
-
-def go_on(folder):
-    """In the new process: one chunk more of every checkpoint in a folder."""
-    for case, population in itertools.product(CASES, (False, True)):
-        chunk, cfg, _, target = placed(case, population)
-        saver = checkpoint.Checkpointer(Path(folder) / f"{case.name}-{population}")
-        saved = saver.restore_latest(target)
-        assert saved.step == 1
-        saver.save(2, chunk(cfg, saved.carry)[0], {})
-        saver.close()
-
-
-def test_every_algorithm_goes_on_bit_for_bit_in_a_new_process_single_and_vmapped(tmp_path):
-    """Two chunks against one chunk, a checkpoint, a new process and the other chunk."""
-    whole = {}
-    for case, population in itertools.product(CASES, (False, True)):
-        name = f"{case.name}-{population}"
-        chunk, cfg, init, _ = placed(case, population)
-        carry, _ = chunk(cfg, init())
-        saver = checkpoint.Checkpointer(tmp_path / name)
-        saver.save(1, carry, {})
-        carry, _ = chunk(cfg, carry)
-        saver.close()
-        whole[name] = carry
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": CACHE.name}
-    code = f"from tests.test_resume import go_on; go_on({str(tmp_path)!r})"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert out.returncode == 0, out.stderr
-    for name, carry in whole.items():
-        resumed = checkpoint.Checkpointer(tmp_path / name).restore_latest(jax.eval_shape(lambda: carry))
-        assert resumed.step == 2
-        leaves = zip(checkpoint.by_path(resumed.carry).items(), checkpoint.by_path(carry).values(), strict=True)
-        differing = [path for (path, x), y in leaves if np.asarray(x).tobytes() != np.asarray(y).tobytes()]
-        assert not differing, f"{name}: {differing}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

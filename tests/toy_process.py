@@ -15,15 +15,15 @@ from jaxrl_gen import checkpoint, loops, members
 from tests import toy_run
 
 ROOT = Path(__file__).resolve().parents[1]
-CACHE = tempfile.TemporaryDirectory(prefix="compiled-")  # what one process of a test session compiles, the next one loads
+CACHE = tempfile.TemporaryDirectory(prefix="compiled-")  # what one process compiles, the next one loads
 
 
 def start(*arguments: object, **environment: str) -> subprocess.Popen:
-    """Begin `python -m tests.toy_run`, its outputs piped."""
+    """Begin `python -m tests.toy_run`, its outputs piped. XLA_FLAGS are added to those of this process."""
     command = [sys.executable, "-m", "tests.toy_run", *map(str, arguments)]
-    inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {environment.get('XLA_FLAGS', '')}".strip()
     return subprocess.Popen(
-        command, cwd=ROOT, env={**inherited, "JAX_COMPILATION_CACHE_DIR": CACHE.name, **environment}, text=True,
+        command, cwd=ROOT, env={**os.environ, "JAX_COMPILATION_CACHE_DIR": CACHE.name, **environment}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 

@@ -1,7 +1,11 @@
-"""What every algorithm promises, whatever it learns: see the house's rules on carry, trace, key and population."""
+"""What every algorithm promises, whatever it learns: rules of the house on carry, trace, key, population and resume."""
 
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,12 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_gen import loops, types
+from jaxrl_gen import checkpoint, loops, types
 from jaxrl_gen.envs import probe
 from tests.contract.cases import LANES
-from tests.contract.suite import EVERY_CASE
+from tests.contract.suite import CASES, EVERY_CASE
+from tests.toy_process import CACHE, ROOT
 
-SEEDS = 3
+KEPT = {"jax_compilation_cache_dir": CACHE.name, "jax_persistent_cache_min_compile_time_secs": 0.0}
+RATES = np.array([1e-3, 3e-3, 1e-2])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shared_cache():
+    """What is compiled here, the new process of the last test loads."""
+    before = {name: getattr(jax.config, name) for name in KEPT}
+    for name, value in KEPT.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def describe(tree):
@@ -55,6 +72,17 @@ def ready(case) -> Ready:
     init, jitted = jax.jit(loop.init), jax.jit(counted)
     chunk = lambda cfg, carry: jitted(cfg, carry, *loop.data)
     return Ready(loop, cfg, init, init(cfg, jax.random.key(0)), chunk, traces)
+
+
+@functools.cache
+def populated(case) -> Ready:
+    """The same as a population: three seeds, and as many learning rates."""
+    it, traces = ready(case), []
+    many = loops.population(it.loop)
+    init, jitted = jax.jit(many.init), jax.jit(many.chunk)
+    chunk = lambda cfg, carry: jitted(cfg, carry, *many.data)
+    keys = jax.random.split(jax.random.key(1), len(RATES))
+    return Ready(many, case.config(**{case.rate: RATES}), init, init(it.cfg, keys), chunk, traces)
 
 
 @EVERY_CASE
@@ -140,19 +168,17 @@ def test_nothing_is_sent_to_or_from_the_device_within_a_run(case):
 @EVERY_CASE
 def test_a_member_of_a_population_is_the_single_run(case):
     """Seeds and learning rates of one program against one program each."""
-    it = ready(case)
-    many = loops.population(it.loop)
-    keys, rates = jax.random.split(jax.random.key(1), SEEDS), [1e-3, 3e-3, 1e-2]
-    carries = jax.jit(many.init)(it.cfg, keys)
-    after, metrics = jax.jit(many.chunk)(case.config(**{case.rate: np.array(rates)}), carries, *many.data)
-    assert {x.shape for x in metrics.values()} == {(SEEDS,)}
-    for k in range(SEEDS):
+    it, many = ready(case), populated(case)
+    keys, carries = jax.random.split(jax.random.key(1), len(RATES)), many.carry
+    after, metrics = many.chunk(many.cfg, carries)
+    assert {x.shape for x in metrics.values()} == {(len(RATES),)}
+    for k in range(len(RATES)):
         member = lambda tree: jax.tree.map(lambda x: x[k], tree)
         single = it.init(it.cfg, keys[k])
         assert same(member(carries).key, single.key) and same(member(carries).env_state, single.env_state)
         for one, two in zip(numbers(member(carries)), numbers(single), strict=True):
             np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
-        expected, _ = it.chunk(case.config(**{case.rate: rates[k]}), single)
+        expected, _ = it.chunk(case.config(**{case.rate: float(RATES[k])}), single)
         for one, two in zip(numbers(member(after)), numbers(expected), strict=True):
             np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
 
@@ -200,3 +226,36 @@ def test_a_poisoned_lane_is_contained(case):
     assert all(np.all(np.isfinite(x)) for x in numbers(after.state))
     assert float(metrics["guard/skipped_updates"]) == 0.0
     assert not same(after.state, it.carry.state)
+
+
+def go_on(folder):
+    """In the new process: one chunk more of every checkpoint in a folder."""
+    for case in CASES:
+        for name, it in {case.name: ready(case), f"{case.name}-population": populated(case)}.items():
+            saver = checkpoint.Checkpointer(Path(folder) / name)
+            saved = saver.restore_latest(jax.eval_shape(lambda: it.carry))
+            assert saved.step == 1
+            saver.save(2, it.chunk(it.cfg, saved.carry)[0], {})
+            saver.close()
+
+
+def test_all_go_on_bit_for_bit_in_a_new_process(tmp_path):
+    """Two chunks, single and vmapped, against one chunk, a checkpoint, a new process and the other chunk."""
+    whole = {}
+    for case in CASES:
+        for name, it in {case.name: ready(case), f"{case.name}-population": populated(case)}.items():
+            carry, _ = it.chunk(it.cfg, it.carry)
+            saver = checkpoint.Checkpointer(tmp_path / name)
+            saver.save(1, carry, {})
+            whole[name] = it.chunk(it.cfg, carry)[0]
+            saver.close()
+    environment = {**os.environ, **{name.upper(): str(value) for name, value in KEPT.items()}}
+    code = f"from tests.contract.test_contract import go_on; go_on({str(tmp_path)!r})"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    for name, carry in whole.items():
+        resumed = checkpoint.Checkpointer(tmp_path / name).restore_latest(jax.eval_shape(lambda: carry))
+        assert resumed.step == 2
+        leaves = zip(checkpoint.by_path(resumed.carry).items(), checkpoint.by_path(carry).values(), strict=True)
+        differing = [path for (path, x), y in leaves if np.asarray(x).tobytes() != np.asarray(y).tobytes()]
+        assert not differing, f"{name}: {differing}"
