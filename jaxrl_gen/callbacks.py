@@ -212,23 +212,28 @@ def tensorboard(folder: str | Path) -> Callback:
     Raises:
       ModuleNotFoundError: without the extra.
     """
-    try:
-        from tensorboardX import SummaryWriter
+    try:  # its SummaryWriter hands rows to a thread, for which its flush does not wait
+        from tensorboardX import event_file_writer
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("this needs tensorboardX: pip install 'jaxrl_gen[tensorboard]'") from error
     writers: dict[str, Any] = {}
 
     def call(i, carry, metrics):
         steps = int(np.ravel(metrics["steps"])[0]) if "steps" in metrics else i
+        told: dict[str, list] = {}
         for name, value in metrics.items():
             if name not in ("steps", SAVED):
                 for k, x in enumerate(np.ravel(value)):
                     run = f"member-{k}" if np.ndim(value) else "."
-                    if run not in writers:
-                        writers[run] = SummaryWriter(str(Path(folder) / run))
-                    writers[run].add_scalar(name, float(x), steps)
-        for writer in writers.values():
-            writer.flush()
+                    told.setdefault(run, []).append(Summary.Value(tag=name, simple_value=float(x)))
+        for run, values in told.items():
+            if run not in writers:
+                (Path(folder) / run).mkdir(parents=True, exist_ok=True)
+                writers[run] = event_file_writer.EventsWriter(str(Path(folder) / run / "events"))
+            writers[run].write_event(Event(wall_time=time.time(), step=steps, summary=Summary(value=values)))
+            writers[run].flush()
 
     return call
 
