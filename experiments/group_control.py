@@ -1,6 +1,6 @@
 """Group-relative PPO on a robot of our own in MJX: eight rollouts from each start state, and no critic.
 
-With `--critic --name group_control_ppo` plain PPO learns from as many steps in as many lanes, with a critic, from
+With `--critic --name group_control_critic` plain PPO learns from as many steps in as many lanes, with a critic, from
 rollouts of 64 steps.
 
 Run:      python -m experiments.group_control

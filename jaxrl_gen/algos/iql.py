@@ -56,6 +56,8 @@ def make(
     values: nets.Net | None = None,
     readout: value.Readout = value.regression(),
     target_value: Callable = value.minimum,
+    value_loss: Callable = value.expectile_loss,
+    extraction: Callable = policy.advantage_weighted,
 ) -> Algorithm:
     """IQL as three pure functions; call it inside jit, so that `cfg` is traced.
 
@@ -68,6 +70,9 @@ def make(
       values: Net from observations to one number; default: a perceptron.
       readout: how the critic's outputs stand for a value: `value.regression()`, or `value.classified(low, high)`.
       target_value: `(values [N, B], key) -> [B]`, what the value learns from, of N critics.
+      value_loss: `(value [B], target [B], *, expectile) -> (loss [B], metrics)`.
+      extraction: `(log_prob [B], advantage [B], *, sharpness, largest) -> (loss [B], metrics)`, the policy's, of the
+        data's actions and their advantages, which are constants.
     Returns:
       Algorithm whose batch is a Transition of windows, leaves `[H, B, ...]`.
     Raises:
@@ -94,15 +99,14 @@ def make(
 
     def loss(params, steps, target, best, key):
         judgement = values.apply(params["value"], steps.obs)[..., 0]
-        of_state, of_value = value.expectile_loss(judgement, best, expectile=cfg.expectile)
+        of_state, of_value = value_loss(judgement, best, expectile=cfg.expectile)
         outputs = critic.apply(params["critic"], (steps.obs, steps.action))
         error, of_critic = value.ensemble_loss(readout.loss, outputs, target)
         log_prob, _ = head.score(params["head"], actor.apply(params["actor"], steps.obs), steps.action, key)
-        extraction, of_actor = policy.advantage_weighted(
-            log_prob, best - judgement, sharpness=cfg.sharpness, largest=cfg.largest_weight
-        )
+        advantage = jax.lax.stop_gradient(best - judgement)
+        cloning, of_actor = extraction(log_prob, advantage, sharpness=cfg.sharpness, largest=cfg.largest_weight)
         metrics = of_value | of_critic | of_actor | {"critic/value": jnp.mean(readout.value(outputs))}
-        return descent.valid_mean(of_state + error + extraction, steps.valid), metrics
+        return descent.valid_mean(of_state + error + cloning, steps.valid), metrics
 
     def update(state, batch: Transition, key):
         normalizer, steps = acting.learned(observer, state.normalizer, td.n_step(batch, gamma=cfg.gamma))
