@@ -185,6 +185,8 @@ def _page(run: Run) -> str:
         video=_video(run),
         seed_names=names,
         seeds=seeds,
+        acting=_acting(run),
+        others=_others(run),
         metrics=_metrics(run),
         config={kind: flatten(fields) for kind, fields in _config(run).items() if fields},
         versions=flatten({**run.versions, **part(run.versions, "packages"), "packages": {}}),
@@ -251,10 +253,28 @@ def _interval(told: dict[str, Any]) -> str:
     return f"IQM of {number(told['runs'])} members, 95 % interval {low} to {high}"
 
 
+def _acting(run: Run) -> str:
+    """How the evaluated policy chose."""
+    sampled = part(run.config, "options").get("eval_sample")
+    return "actions drawn as in training" if sampled else "the deterministic policy"
+
+
+def _others(run: Run) -> dict[str, str]:
+    """What other policies of the same parameters were found to do, and the time of a decision of each."""
+    told = {}
+    for name, found in part(run.result, "also").items():
+        score = part(found, "score") if isinstance(found, dict) else {}
+        if score:
+            took = number(found.get("decision_ms"))
+            told[name] = f"{number(score.get('iqm'))} ({_interval(score)}), {took} ms a decision"
+    return told
+
+
 def _timing(run: Run) -> dict[str, str]:
     """Where the time went and what compiling told."""
     seconds = {f"{name}, seconds": number(x) for name, x in part(run.result, "seconds").items()}
     facts = {"traces of the chunk": run.result.get("traces"), "chunks": run.result.get("chunks")}
+    facts["decision of one lane, milliseconds"] = run.result.get("decision_ms")
     peak = run.result.get("peak_bytes")
     facts = {name: number(x) for name, x in facts.items() if x is not None}
     return seconds | facts | ({"peak memory, forecast": size(peak)} if isinstance(peak, int | float) else {})

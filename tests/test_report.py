@@ -107,7 +107,7 @@ def test_damaged_files_are_named_and_left_out(tmp_path):
     "value", [None, 3, "text", [1, "two"], {"a": [None]}, {"iqm": "x", "runs": {}}, [{"score": "high"}] * MEMBERS]
 )
 def test_a_result_of_another_shape_is_no_error(tmp_path, value):
-    names = ("score", "members", "best", "seconds", "peak_bytes", "traces", "command", "notes")
+    names = ("score", "members", "best", "seconds", "peak_bytes", "traces", "command", "notes", "also", "decision_ms")
     seen = page(fill(tmp_path / "run", **dict.fromkeys(names, value)))
     assert "environment steps" in seen.text and "svg" in seen.tags
 
@@ -121,6 +121,18 @@ def test_what_evaluation_found_comes_first(tmp_path):
     assert "0.001 5 31 31 72 1.5" in seen.text  # member 2: what it is, training, evaluation
     assert "12 from start to report" in seen.text
     assert "algo.lr 0.0003" in seen.text  # a line of its own for every setting, named in the legend
+
+
+def test_how_it_was_evaluated_and_what_other_policies_did(tmp_path):
+    ddim = {"score": {"runs": 3, "iqm": 0.75, "low": 0.5, "high": 1.0}, "decision_ms": 0.25}
+    members = [{"seed": i, "score": 1.0, "worst": 0.0} for i in range(MEMBERS)]
+    folder = fill(tmp_path / "run", members=members, also={"ddim": ddim}, decision_ms=2.5)
+    assert "evaluated with the deterministic policy, and its worst episode" in page(folder).text
+    (folder / "config.json").write_text(json.dumps({"static": {"seeds": 3}, "options": {"eval_sample": True}}))
+    seen = page(folder)
+    assert "evaluated with actions drawn as in training, and its worst episode" in seen.text
+    assert "ddim 0.75 (IQM of 3 members, 95 % interval 0.5 to 1), 0.25 ms a decision" in seen.text
+    assert "decision of one lane, milliseconds 2.5" in seen.text
 
 
 def test_a_folder_that_is_not_there(tmp_path):
