@@ -228,34 +228,33 @@ def test_a_poisoned_lane_is_contained(case):
     assert not same(after.state, it.carry.state)
 
 
+def everything():
+    """All cases by name, single and as a population."""
+    return {f"{case.name}{kind}": of(case) for case in CASES for kind, of in {"": ready, "_members": populated}.items()}
+
+
 def go_on(folder):
-    """In the new process: one chunk more of every checkpoint in a folder."""
-    for case in CASES:
-        for name, it in {case.name: ready(case), f"{case.name}-population": populated(case)}.items():
-            saver = checkpoint.Checkpointer(Path(folder) / name)
-            saved = saver.restore_latest(jax.eval_shape(lambda: it.carry))
-            assert saved.step == 1
-            saver.save(2, it.chunk(it.cfg, saved.carry)[0], {})
-            saver.close()
+    """In the new process: one chunk more of every carry."""
+    them, saver = everything(), checkpoint.Checkpointer(Path(folder))
+    saved = saver.restore_latest(jax.eval_shape(lambda: {name: it.carry for name, it in them.items()}))
+    assert saved.step == 1
+    saver.save(2, {name: it.chunk(it.cfg, saved.carry[name])[0] for name, it in them.items()}, {})
+    saver.close()
 
 
 def test_all_go_on_bit_for_bit_in_a_new_process(tmp_path):
     """Two chunks, single and vmapped, against one chunk, a checkpoint, a new process and the other chunk."""
-    whole = {}
-    for case in CASES:
-        for name, it in {case.name: ready(case), f"{case.name}-population": populated(case)}.items():
-            carry, _ = it.chunk(it.cfg, it.carry)
-            saver = checkpoint.Checkpointer(tmp_path / name)
-            saver.save(1, carry, {})
-            whole[name] = it.chunk(it.cfg, carry)[0]
-            saver.close()
+    them, saver = everything(), checkpoint.Checkpointer(tmp_path)
+    once = {name: it.chunk(it.cfg, it.carry)[0] for name, it in them.items()}
+    saver.save(1, once, {})
+    saver.close()
+    twice = {name: it.chunk(it.cfg, once[name])[0] for name, it in them.items()}
     environment = {**os.environ, **{name.upper(): str(value) for name, value in KEPT.items()}}
     code = f"from tests.contract.test_contract import go_on; go_on({str(tmp_path)!r})"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
-    for name, carry in whole.items():
-        resumed = checkpoint.Checkpointer(tmp_path / name).restore_latest(jax.eval_shape(lambda: carry))
-        assert resumed.step == 2
-        leaves = zip(checkpoint.by_path(resumed.carry).items(), checkpoint.by_path(carry).values(), strict=True)
-        differing = [path for (path, x), y in leaves if np.asarray(x).tobytes() != np.asarray(y).tobytes()]
-        assert not differing, f"{name}: {differing}"
+    resumed = checkpoint.Checkpointer(tmp_path).restore_latest(jax.eval_shape(lambda: twice))
+    assert resumed.step == 2
+    leaves = zip(checkpoint.by_path(resumed.carry).items(), checkpoint.by_path(twice).values(), strict=True)
+    differing = [path for (path, x), y in leaves if np.asarray(x).tobytes() != np.asarray(y).tobytes()]
+    assert len(checkpoint.by_path(twice)) > len(them) and not differing
