@@ -50,6 +50,11 @@ def same(one, two):
     return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(numbers(one), numbers(two), strict=True))
 
 
+def committed(tree):
+    """Bound to its device, as a restored carry is: for arguments that are not, jit makes another program."""
+    return jax.device_put(tree, jax.devices()[0])
+
+
 class Ready(NamedTuple):
     """A case compiled once for all tests here, on lanes that can be poisoned and are not."""
 
@@ -69,7 +74,8 @@ def ready(case) -> Ready:
         traces.append(1)
         return loop.chunk(cfg, carry, *data)
 
-    init, jitted = jax.jit(loop.init), jax.jit(counted)
+    starts, jitted = jax.jit(loop.init), jax.jit(counted)
+    init = lambda cfg, key: committed(starts(cfg, key))
     chunk = lambda cfg, carry: jitted(cfg, carry, *loop.data)
     return Ready(loop, cfg, init, init(cfg, jax.random.key(0)), chunk, traces)
 
@@ -79,7 +85,8 @@ def populated(case) -> Ready:
     """The same as a population: three seeds, and as many learning rates."""
     it, traces = ready(case), []
     many = loops.population(it.loop)
-    init, jitted = jax.jit(many.init), jax.jit(many.chunk)
+    starts, jitted = jax.jit(many.init), jax.jit(many.chunk)
+    init = lambda cfg, key: committed(starts(cfg, key))
     chunk = lambda cfg, carry: jitted(cfg, carry, *many.data)
     keys = jax.random.split(jax.random.key(1), len(RATES))
     return Ready(many, case.config(**{case.rate: RATES}), init, init(it.cfg, keys), chunk, traces)
@@ -125,7 +132,7 @@ def test_it_learns_and_is_the_same_twice(case):
 @EVERY_CASE
 def test_another_key_is_another_run(case):
     it = ready(case)
-    other = it.carry._replace(key=jax.random.key(99))
+    other = it.carry._replace(key=committed(jax.random.key(99)))
     assert not same(it.chunk(it.cfg, it.carry)[0].state, it.chunk(it.cfg, other)[0].state)
 
 
