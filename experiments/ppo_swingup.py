@@ -20,7 +20,7 @@ class Swingup(launch.Experiment):
 
     name: str = launch.option("ppo_swingup")
     seeds: int = 4
-    total_steps: float = launch.option(2e6, low=1)
+    total_steps: float = launch.option(2.5e6, low=1)
     lanes: int = static(64, low=1)
     steps: int = static(64, low=1)  # per lane and update
     algo: ppo.Config = ppo.Config(lr=1e-3, lr_end=0.0, epochs=2, minibatches=8, entropy_coefficient=0.003)
