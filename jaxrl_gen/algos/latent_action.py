@@ -199,7 +199,7 @@ def meanings(
       action: [L] int32, the true one.
       valid: [L] bool; False: not a label.
       codes, actions: K and A.
-      prior: labels that what is done on average is worth; it is what a code without labels means.
+      prior: labels that the average action is worth; it is what a code without labels means.
     Returns:
       [K, A].
     Reference: Schmidt and Jiang 2023, arXiv 2312.10812, section 4.3, where a network is trained in the table's place.

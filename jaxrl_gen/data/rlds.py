@@ -2,7 +2,7 @@
 
     steps    observation, action, reward, discount, is_first, is_last, is_terminal, and whatever else was recorded
 
-Each step is an observation and what was done there; the last one only an observation. Episodes lie in array_record
+Each step is an observation and the action taken there; the last one only an observation. Episodes lie in array_record
 files, in their order; pixels as bytes, which the files compress.
 """
 
