@@ -34,8 +34,8 @@ from jaxrl_gen.data import arrays, sampling, statistics
 from jaxrl_gen.nets.denoiser import waves
 from jaxrl_gen.types import Env, Spec, static
 
-# Both denoisers are perceptrons: a small U-Net's update took far longer on two cores (BUILD_NOTES.md). What a U-Net would
-# score here was not measured.
+# Both denoisers are perceptrons: a small U-Net's update took far longer on two cores (BUILD_NOTES.md).
+# What a U-Net would score here was not measured.
 SMALL = dict(lr=1e-3, warmup=100.0, lr_updates=6000.0, average_least=1e-2, normalize_obs=False)
 
 
