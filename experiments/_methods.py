@@ -22,6 +22,13 @@ TITLES = {
 }
 
 
+# Losses of a family that fill more than one file.
+KIN = {
+    "autoregressive": "value", "critic": "value", "distributional": "value", "dual": "value", "dynamics": "value",
+    "lipschitz": "value",
+}  # fmt: skip
+
+
 class Method(NamedTuple):
     """What the source says of a method."""
 
@@ -34,8 +41,9 @@ class Method(NamedTuple):
     @property
     def family(self) -> str:
         """The losses that its family is named after."""
-        special = [name for name in self.losses if name not in TITLES and name != "td"]
-        return (special or [name for name in TITLES if name in self.losses] or ["td"])[-1]
+        losses = [KIN.get(name, name) for name in self.losses]
+        special = [name for name in losses if name not in TITLES and name != "td"]
+        return (special or [name for name in TITLES if name in losses] or ["td"])[-1]
 
 
 def methods() -> dict[str, Method]:

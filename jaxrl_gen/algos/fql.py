@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_gen import nets, normalize, samplers
-from jaxrl_gen.algos import acting, descent
+from jaxrl_gen.algos import acting, critics, descent
 from jaxrl_gen.losses import denoise, policy, td, value
 from jaxrl_gen.types import Algorithm, PyTree, Spec, Transition, config, leaf, static
 
@@ -52,11 +52,6 @@ class Draws(NamedTuple):
     noise: jax.Array
 
 
-def normalized_gelu(x: jax.Array) -> jax.Array:
-    """GELU, then mean 0 and deviation 1 over features."""
-    return jax.nn.standardize(jax.nn.gelu(x), axis=-1, epsilon=1e-6)
-
-
 def make(
     cfg: Config,
     spec: Spec,
@@ -87,11 +82,10 @@ def make(
         raise ValueError(f"FQL needs continuous actions; this environment has {spec.action_size} discrete ones")
     action = jax.ShapeDtypeStruct((spec.action_size,), jnp.float32)
     noisy = nets.Noisy(action, jax.ShapeDtypeStruct((), jnp.float32), spec.obs)
-    drawn, judged = Draws(spec.obs, action), (spec.obs, action)
+    drawn, judged = Draws(spec.obs, action), critics.judged(spec)
     acts = nets.mlp((*cfg.actor_hidden, spec.action_size), jax.nn.gelu)
     flow, actor = flow or nets.flat(acts, noisy), actor or nets.flat(acts, drawn)
-    if critic is None:
-        critic = nets.ensemble(nets.flat(nets.mlp((*cfg.critic_hidden, 1), normalized_gelu), judged), cfg.members)
+    critic = critic or critics.perceptrons(spec, cfg.critic_hidden, cfg.members, 1, nets.normalized(jax.nn.gelu))
     sampler = sampler or samplers.euler()
     path = denoise.flow()
     samplers.belong(sampler, path, denoise.velocity, cfg.flow_steps)
@@ -135,7 +129,7 @@ def make(
 
     def loss(params, steps, target, noise, teacher, keys):
         outputs = critic.apply(params["critic"], (steps.obs, steps.action))
-        error, of_critic = value.ensemble_loss(value.regression().loss, outputs, target)
+        error, of_critic = value.ensemble_loss(value.regression().loss, outputs, target[None])
         cloning, of_flow = denoise.flow_matching(velocity(params, steps.obs), steps.action, keys[0])
         student = actor.apply(params["actor"], Draws(steps.obs, noise))
         distance, of_actor = denoise.distillation(student, teacher)
@@ -156,6 +150,6 @@ def make(
             state.params, state.opt_state, lr=cfg.lr,
         )  # fmt: skip
         slow = optax.incremental_update(params["critic"], state.target, cfg.tau)
-        return State(params, slow, opt_state, normalizer), metrics | {"critic/target": jnp.mean(target)}
+        return State(params, slow, opt_state, normalizer), metrics
 
     return Algorithm(init, update, act)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_gen import distributions, nets, normalize
-from jaxrl_gen.algos import acting, bc, descent
+from jaxrl_gen.algos import acting, bc, critics, descent
 from jaxrl_gen.losses import policy, td, value
 from jaxrl_gen.types import Algorithm, PyTree, Spec, Transition, config, leaf, static
 
@@ -82,17 +82,14 @@ def make(
         raise ValueError(f"IQL needs continuous actions; this environment has {spec.action_size} discrete ones")
     head = head or bc.default_head(cfg, spec)
     actor = actor or bc.default_actor(cfg, spec, head)
-    judged = (spec.obs, jax.ShapeDtypeStruct((spec.action_size,), jnp.float32))
-    if critic is None:
-        critic = nets.flat(nets.mlp((*cfg.critic_hidden, readout.size), jax.nn.relu), judged)
-        critic = nets.ensemble(critic, cfg.members)
+    critic = critic or critics.perceptrons(spec, cfg.critic_hidden, cfg.members, readout.size)
     values = values or nets.flat(nets.mlp((*cfg.critic_hidden, 1), jax.nn.relu), spec.obs)
 
     observer = acting.observer(cfg.normalize_obs)
 
     def init(key):
         keys = jax.random.split(key, 4)
-        params = {"actor": actor.init(keys[0], spec.obs), "critic": critic.init(keys[1], judged)}
+        params = {"actor": actor.init(keys[0], spec.obs), "critic": critic.init(keys[1], critics.judged(spec))}
         params |= {"head": head.init(keys[2]), "value": values.init(keys[3], spec.obs)}
         normalizer = observer.init(spec.obs)
         return State(params, jax.tree.map(jnp.copy, params["critic"]), descent.start(params), normalizer)
@@ -101,7 +98,7 @@ def make(
         judgement = values.apply(params["value"], steps.obs)[..., 0]
         of_state, of_value = value_loss(judgement, best, expectile=cfg.expectile)
         outputs = critic.apply(params["critic"], (steps.obs, steps.action))
-        error, of_critic = value.ensemble_loss(readout.loss, outputs, target)
+        error, of_critic = value.ensemble_loss(readout.loss, outputs, target[None])
         log_prob, _ = head.score(params["head"], actor.apply(params["actor"], steps.obs), steps.action, key)
         advantage = jax.lax.stop_gradient(best - judgement)
         cloning, of_actor = extraction(log_prob, advantage, sharpness=cfg.sharpness, largest=cfg.largest_weight)
@@ -118,6 +115,6 @@ def make(
             lambda params: loss(params, steps, target, best, key_score), state.params, state.opt_state, lr=cfg.lr
         )
         slow = optax.incremental_update(params["critic"], state.target, cfg.tau)
-        return State(params, slow, opt_state, normalizer), metrics | {"critic/target": jnp.mean(target)}
+        return State(params, slow, opt_state, normalizer), metrics
 
     return Algorithm(init, update, acting.headed(actor, head, observer.see))

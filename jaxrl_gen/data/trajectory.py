@@ -125,6 +125,29 @@ def to_rows(data: Dataset) -> Transition:
     )  # fmt: skip
 
 
+def before(data: Dataset) -> PyTree:
+    """What was observed before each row, leaves [N, ...] on the device."""
+    at = jnp.arange(len(data.reward)) + data.episode
+    return jax.tree.map(lambda x: x[at], data.obs)
+
+
+def with_returns_to_go(data: Dataset, gamma: float) -> Dataset:
+    """The data with `extras["return_to_go"]` [N], the discounted sum of rewards from each row to its episode's end.
+
+    What would have followed a truncated end is not in it: where rewards are not negative, it is a lower bound.
+
+    Args:
+      data: Dataset.
+      gamma: discount per step.
+    """
+    reward, over = np.asarray(data.reward, np.float64), np.asarray(data.terminated | data.truncated)
+    found, following = np.empty(len(reward)), 0.0
+    for row in range(len(reward) - 1, -1, -1):
+        following = reward[row] + gamma * (0.0 if over[row] else following)
+        found[row] = following
+    return data._replace(extras=data.extras | {"return_to_go": jnp.asarray(found, jnp.float32)})
+
+
 def relabelled(data: Dataset, reward: Any, terminated: Any) -> Dataset:
     """The same steps under another task: an episode ends where that terminates, and what follows is another episode.
 

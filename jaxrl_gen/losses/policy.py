@@ -220,3 +220,57 @@ def value_ascent(value: jax.Array, *, scale_free: bool = False) -> tuple[jax.Arr
     chex.assert_rank(value, 1)
     size = jnp.maximum(jnp.mean(jnp.abs(jax.lax.stop_gradient(value))), 1e-6) if scale_free else 1.0
     return -value / size, {"actor/q": jnp.mean(value)}
+
+
+def closeness(action: jax.Array, wanted: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """How far an action is from another: the mean over coordinates of the squared difference.
+
+    Args:
+      action: [B, A], differentiable.
+      wanted: [B, A], a constant.
+    Returns:
+      loss [B], unreduced; metrics of scalars.
+    Raises:
+      AssertionError: if shapes differ.
+    Reference: Fujimoto and Gu 2021, arXiv 2106.06860, eq. 3
+    """
+    chex.assert_equal_shape([action, wanted])
+    chex.assert_rank(action, 2)
+    loss = jnp.mean((action - jax.lax.stop_gradient(wanted)) ** 2, -1)
+    return loss, {"actor/distance": jnp.mean(loss)}
+
+
+def autoencoding(
+    copied: jax.Array,
+    data: jax.Array,
+    mean: jax.Array,
+    log_std: jax.Array,
+    *,
+    weight: jax.Array = 1.0,
+    divergence: jax.Array = 1.0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of a variational autoencoder of actions: weighted squared error, and the divergence of its code.
+
+    weight sum_d (copied - data)^2 + divergence sum_k (mean^2 + std^2 - 1 - 2 log std) / 2.
+
+    Args:
+      copied: [B, D], what was made of the code.
+      data: [B, D], a constant.
+      mean, log_std: [B, K], of the code.
+      weight: [B] or scalar, a constant.
+      divergence: scalar.
+    Returns:
+      loss [B], unreduced; metrics of scalars.
+    Raises:
+      AssertionError: if shapes do not fit.
+    Reference: Kingma and Welling 2014, arXiv 1312.6114, eq. 10
+    """
+    chex.assert_rank([copied, data, mean, log_std], 2)
+    chex.assert_equal_shape([copied, data])
+    chex.assert_equal_shape([mean, log_std])
+    chex.assert_equal_shape_prefix([copied, mean], 1)
+    chex.assert_is_broadcastable(jnp.shape(weight), copied.shape[:1])
+    error = jnp.sum((copied - jax.lax.stop_gradient(data)) ** 2, -1)
+    kl = 0.5 * jnp.sum(mean**2 + jnp.exp(2.0 * log_std) - 1.0 - 2.0 * log_std, -1)
+    metrics = {"proposal/reconstruction": jnp.mean(error), "proposal/kl": jnp.mean(kl)}
+    return jax.lax.stop_gradient(weight) * error + divergence * kl, metrics

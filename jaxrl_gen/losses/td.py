@@ -43,6 +43,8 @@ class Steps(NamedTuple):
     next_obs: PyTree  # after its last step
     discount: jax.Array  # gamma^steps, or zero where the episode terminated
     valid: jax.Array  # every row that counts is; the other leaves are zero where one is not
+    extras: dict[str, PyTree] = {}  # of the first row
+    next_extras: dict[str, PyTree] = {}  # of the last
 
 
 def n_step(window: Transition, *, gamma: jax.Array) -> Steps:
@@ -75,6 +77,7 @@ def n_step(window: Transition, *, gamma: jax.Array) -> Steps:
     steps = Steps(
         jax.tree.map(first, window.obs), first(window.action), jnp.sum(jnp.where(counts, power * window.reward, 0), 0),
         jax.tree.map(at_last, window.next_obs), gamma ** (last + 1) * (1.0 - at_last(window.terminated)), valid,
+        jax.tree.map(first, window.extras), jax.tree.map(at_last, window.extras),
     )  # fmt: skip
     zeroed = lambda x: jnp.where(valid.reshape(valid.shape + (1,) * (x.ndim - 1)), x, jnp.zeros_like(x))
     return jax.tree.map(zeroed, steps)

@@ -148,24 +148,43 @@ def classification(logits: jax.Array, probabilities: jax.Array) -> tuple[jax.Arr
 
 
 class Readout(NamedTuple):
-    """How the outputs of a network stand for a value.
+    """How the outputs of a network stand for a value, and how it is learned.
 
-    `value(outputs [..., size]) -> [...]`, and `loss(outputs [B, size], target [B]) -> (loss [B], metrics)`.
+    `value(outputs [..., size]) -> [...]`.
+    `target(outputs [N, B, size], reward [B], discount [B], choose) -> [M, B, ...]`: what to learn, a constant, from the
+    outputs at the next observation, where `choose(values [N, B]) -> [B]` makes one target for all members (M = 1), or
+    `-> [N, B]` one for each (M = N).
+    `loss(outputs [B, size], target [B, ...]) -> (loss [B], metrics)`.
     """
 
     size: int
     value: Callable
+    target: Callable
     loss: Callable
+
+
+def bootstrapped_value(value: Callable) -> Callable:
+    """The `target` of a Readout that learns numbers: reward + discount * value, of the values chosen."""
+
+    def target(outputs, reward, discount, choose):
+        chex.assert_equal_shape([reward, discount])
+        following = choose(value(outputs))
+        chex.assert_equal_shape_suffix([following, reward], 1)
+        return jax.lax.stop_gradient(reward + discount * following.reshape(-1, *reward.shape))
+
+    return target
 
 
 def regression() -> Readout:
     """One output that is the value, learned by half its squared error."""
+    value = lambda outputs: outputs[..., 0]
 
     def loss(outputs, target):
         chex.assert_shape(outputs, (*target.shape, 1))
-        return value_loss(outputs[:, 0], target)
+        per_sample, metrics = value_loss(outputs[:, 0], target)
+        return per_sample, metrics | {"critic/target": jnp.mean(target)}
 
-    return Readout(1, lambda outputs: outputs[..., 0], loss)
+    return Readout(1, value, bootstrapped_value(value), loss)
 
 
 def classified(low: jax.Array, high: jax.Array, bins: int = 101, *, to_probabilities: Callable = hl_gauss) -> Readout:
@@ -185,32 +204,48 @@ def classified(low: jax.Array, high: jax.Array, bins: int = 101, *, to_probabili
     Reference: Farebrother et al. 2024, arXiv 2403.03950
     """
     centres = bin_centres(low, high, bins)
+    value = lambda outputs: expected_value(outputs, centres)
 
     def loss(outputs, target):
         per_sample, metrics = classification(outputs, to_probabilities(target, centres))
         outside = (target < low) | (target > high)
-        return per_sample, metrics | {"critic/clipped": jnp.mean(outside)}
+        return per_sample, metrics | {"critic/target": jnp.mean(target), "critic/clipped": jnp.mean(outside)}
 
-    return Readout(bins, lambda outputs: expected_value(outputs, centres), loss)
+    return Readout(bins, value, bootstrapped_value(value), loss)
 
 
 def ensemble_loss(loss: Callable, outputs: jax.Array, target: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The sum over members of each one's own loss towards a target that they share.
+    """The sum over members of each one's own loss, towards a target that they share or one of its own.
 
     Args:
-      loss: `(outputs [B, K], target [B]) -> (loss [B], metrics)`, such as a Readout's.
+      loss: `(outputs [B, K], target [B, ...]) -> (loss [B], metrics)`, such as a Readout's.
       outputs: [N, B, K].
-      target: [B], a constant.
+      target: [M, B, ...], a constant; M is 1, shared, or N.
     Returns:
       loss [B], unreduced; metrics of scalars, averaged over members.
     Raises:
       AssertionError: if shapes do not fit.
     Reference: Fujimoto et al. 2018, arXiv 1802.09477, algorithm 1
     """
-    chex.assert_rank([outputs, target], [3, 1])
-    chex.assert_shape(outputs, (None, target.shape[0], None))
-    losses, metrics = jax.vmap(loss, in_axes=(0, None))(outputs, jax.lax.stop_gradient(target))
+    chex.assert_rank([outputs, target], [3, {2, 3}])
+    shared = len(target) == 1
+    chex.assert_shape(target, (1 if shared else len(outputs), outputs.shape[1], ...))
+    target = jax.lax.stop_gradient(target[0] if shared else target)
+    losses, metrics = jax.vmap(loss, in_axes=(0, None if shared else 0))(outputs, target)
     return jnp.sum(losses, 0), jax.tree.map(jnp.mean, metrics)
+
+
+def own(values: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """Each member's own value, values [N, ...] -> [N, ...], as of what each learns from itself; `key` is not used.
+
+    Reference: Osband et al. 2016, arXiv 1602.04621, section 3 (heads with targets of their own)
+    """
+    return values
+
+
+def first(values: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """The value of the first member, values [N, ...] -> [...], as TD3's actor has it; `key` is not used."""
+    return values[0]
 
 
 def minimum(values: jax.Array, key: jax.Array | None = None) -> jax.Array:

@@ -62,6 +62,18 @@ class _MLP(nn.Module):
         return nn.Dense(self.sizes[-1], kernel_init=orthogonal(self.last_scale))(x)
 
 
+def normalized(activation: Callable) -> Callable:
+    """An activation whose outputs are brought to mean 0 and deviation 1 over features, as by layer normalisation.
+
+    It has no scale and offset of its own, which the following layer's weights stand for.
+
+    Args:
+      activation: `[..., D] -> [..., D]`.
+    Reference: Ba et al. 2016, arXiv 1607.06450; in critics: Ball et al. 2023, arXiv 2302.02948
+    """
+    return lambda x: jax.nn.standardize(activation(x), axis=-1, epsilon=1e-6)
+
+
 def mlp(
     sizes: Sequence[int], activation: Callable = nn.tanh, hidden_scale: float = 2.0**0.5, last_scale: float = 1.0
 ) -> Net:

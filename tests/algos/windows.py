@@ -1,8 +1,9 @@
-"""Batches of windows, states away from their start, and gradients read off the optimiser, for tests of TD algorithms."""
+"""Batches of windows, states away from their start, gradients read off the optimiser: for tests of TD algorithms."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.flatten_util import ravel_pytree
 
 from jaxrl_gen import loops, types
@@ -46,19 +47,28 @@ def soiled(batch, garbage):
     )
 
 
-def gradient_of(state):
+def gradient_of(opt_state):
     """The gradient of the first update, from Adam's first moment: a vector."""
-    return np.asarray(state.opt_state.mu, np.float64) / 0.1
+    return np.asarray(optax.tree.get(opt_state, "mu"), np.float64) / 0.1
 
 
-def close_to_numpy(before, after, expected, lr):
-    """The first update had the expected gradient (a pytree), and took Adam's step along it."""
-    expected, parameters = (np.asarray(ravel_pytree(x)[0], np.float64) for x in (expected, before.params))
+def adam(params, gradient, lr):
+    """Parameters after Adam's first step, in float64."""
+    return jax.tree.map(lambda x, g: x - lr * g / (np.abs(g) + 1e-8), params, gradient)
+
+
+def close_to_numpy(before, after, expected, lr, of=lambda state: (state.params, state.opt_state)):
+    """The first update had the expected gradient (a pytree), and took Adam's step along it.
+
+    `of(state)` are the parameters in question, and their optimiser's state.
+    """
+    (before, _), (params, opt_state) = of(before), of(after)
+    expected, parameters = (np.asarray(ravel_pytree(x)[0], np.float64) for x in (expected, before))
     scale = np.max(np.abs(expected))
     assert scale > 1e-2
-    np.testing.assert_allclose(gradient_of(after), expected, atol=scale * 1e-4)
+    np.testing.assert_allclose(gradient_of(opt_state), expected, atol=scale * 1e-4)
     clear = np.abs(expected) > scale * 1e-2  # the sign of what is nearly zero is anyone's
-    moved = np.asarray(ravel_pytree(after.params)[0], np.float64) - parameters
+    moved = np.asarray(ravel_pytree(params)[0], np.float64) - parameters
     np.testing.assert_allclose(moved[clear], -lr * np.sign(expected[clear]), rtol=1e-3, atol=1e-6)
 
 

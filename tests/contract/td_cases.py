@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_gen import loops
-from jaxrl_gen.algos import bc, iql, sac
+from jaxrl_gen.algos import a2pr, bc, beer, cql, dqn, edac, iql, pqn, prdc, rebrac, sac, td3, td3_bc
 from jaxrl_gen.envs import probe, wrap
-from jaxrl_gen.losses import value
+from jaxrl_gen.losses import distributional, value
 from jaxrl_gen.types import Transition
 from tests.contract.cases import LANES, Case
 
@@ -47,9 +47,22 @@ def seen(env):
     return jax.tree.map(lambda x: x[:LANES], rows(env.spec).obs)
 
 
-def offline(make, env):
+def offline(make, env, sample=sample):
     """A chunk of two updates from data."""
     return loops.offline(make, env, sample, (rows(env.spec),), updates=2)
+
+
+def told(rows, key):
+    """As `sample`, with what was done next, and the return from there on."""
+    batch = sample(rows, key)
+    return batch._replace(
+        extras={"next_action": -batch.action, "next_known": batch.valid, "return_to_go": batch.reward}
+    )
+
+
+def among(rows, key):
+    """As `sample`, with all rows brought along."""
+    return prdc.Among(sample(rows, key), rows.obs, rows.action)
 
 
 def offline_to_online(make, env):
@@ -63,6 +76,10 @@ def offline_to_online(make, env):
 CLASSIFIED = value.classified(-4.0, 4.0, 11)
 REDQ = partial(sac.make, target_value=partial(value.random_subset_minimum, size=2), actor_value=value.mean)
 
+ATOMS = distributional.categorical(-4.0, 4.0, 11)
+TD3 = td3.Config(**SMALL, normalize_obs=True)
+PQN = pqn.Config(lr=1e-2, hidden=(8,), epochs=2, minibatches=2)
+
 CASES = [
     Case("sac", sac.make, SAC, probe.continuous_action, off_policy),
     Case("sac_hl_gauss_3_steps", partial(sac.make, readout=CLASSIFIED), SAC, probe.truncating,
@@ -70,5 +87,22 @@ CASES = [
     Case("sac_redq", REDQ, sac.Config(**SMALL, members=4), probe.dict_observation, off_policy),
     Case("iql_offline", iql.make, IQL, probe.continuous_action, offline, read=seen),
     Case("iql_offline_to_online", iql.make, IQL, probe.continuous_action, offline_to_online),
+    Case("td3", td3.make, TD3, probe.continuous_action, off_policy),
+    Case("fast_td3_3_steps", partial(td3.make, readout=ATOMS, target_value=value.own), TD3, probe.truncating,
+         partial(off_policy, horizon=3)),
+    Case("td3_bc_offline", td3_bc.make, td3_bc.Config(**SMALL), probe.continuous_action, offline, read=seen),
+    Case("rebrac_offline", rebrac.make, rebrac.Config(**SMALL), probe.continuous_action, partial(offline, sample=told),
+         read=seen),
+    Case("prdc_offline", prdc.make, prdc.Config(**SMALL, block=48), probe.continuous_action,
+         partial(offline, sample=among), read=seen),
+    Case("a2pr_offline", a2pr.make, a2pr.Config(**SMALL, proposal_hidden=(8,)), probe.continuous_action, offline,
+         read=seen),
+    Case("beer", beer.make, beer.Config(**SMALL), probe.continuous_action, off_policy),
+    Case("cal_ql_offline", cql.make, cql.Config(**SMALL, samples=2, calibrated=True), probe.continuous_action,
+         partial(offline, sample=told), read=seen),
+    Case("edac_offline", edac.make, edac.Config(**SMALL, members=3), probe.continuous_action, offline, read=seen),
+    Case("dqn", dqn.make, dqn.Config(lr=1e-2, hidden=(8,)), probe.discrete_action, off_policy),
+    Case("c51", partial(dqn.make, readout=ATOMS), dqn.Config(lr=1e-2, hidden=(8,)), probe.delayed, off_policy),
+    Case("pqn", pqn.make, PQN, probe.delayed),
     Case("bc_offline", bc.make, bc.Config(lr=1e-2, actor_hidden=(8,)), probe.continuous_action, offline, read=seen),
 ]  # fmt: skip

@@ -233,10 +233,41 @@ def test_random_subset_minimum(mode):
 @MODES
 def test_ensemble_loss_is_the_sum_over_members(mode):
     outputs, target = np.random.default_rng(11).normal(size=(3, 8, 1)).astype(np.float32), draw(1, 12, 8)[0]
-    loss, metrics = mode(lambda o, t: value.ensemble_loss(value.regression().loss, o, t))(outputs, target)
+    loss, metrics = mode(lambda o, t: value.ensemble_loss(value.regression().loss, o, t))(outputs, target[None])
     errors = (outputs[..., 0].astype(np.float64) - target) ** 2 / 2
     np.testing.assert_allclose(loss, errors.sum(0), rtol=1e-5)
     np.testing.assert_allclose(metrics["critic/loss"], errors.mean(), rtol=1e-5)
+
+
+@MODES
+def test_each_member_can_have_a_target_of_its_own(mode):
+    outputs, target = np.random.default_rng(11).normal(size=(3, 8, 1)).astype(np.float32), np.stack(draw(3, 12, 8))
+    loss, _ = mode(lambda o, t: value.ensemble_loss(value.regression().loss, o, t))(outputs, target)
+    np.testing.assert_allclose(loss, ((outputs[..., 0].astype(np.float64) - target) ** 2 / 2).sum(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 1), (3, 5), (2, 1), (1, 5, 1), (2, 5, 1)])
+def test_ensemble_loss_refuses_a_broadcasting_target(shape):
+    with pytest.raises(AssertionError):
+        value.ensemble_loss(value.regression().loss, jnp.zeros((2, 5, 1)), jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("readout", [value.regression(), value.classified(LOW, HIGH, BINS)])
+def test_a_bootstrapped_target_is_a_reward_and_a_discounted_choice_of_values(readout):
+    outputs = np.random.default_rng(13).normal(size=(3, 8, readout.size)).astype(np.float32)
+    reward, discount = draw(2, 14, 8)
+    values = np.asarray(readout.value(outputs), np.float64)
+    for choose, chosen in (
+        (value.minimum, values.min(0)[None]),
+        (value.mean, values.mean(0)[None]),
+        (value.own, values),
+    ):
+        found = jax.jit(lambda o, r, d, choose=choose: readout.target(o, r, d, choose))(outputs, reward, discount)
+        np.testing.assert_allclose(found, reward + discount * chosen, rtol=1e-5, atol=1e-5)
+    slope = jax.grad(lambda o: jnp.sum(readout.target(o, reward, discount, value.minimum) ** 2))(outputs)
+    assert not np.any(slope)
+    with pytest.raises(AssertionError):
+        readout.target(outputs, reward, discount[:1], value.minimum)
 
 
 @MODES
@@ -262,9 +293,6 @@ FUNCTIONS = {
     "classification": ((PROBABILITIES, PROBABILITIES), value.classification),
     "regression": ((ROWS[:, None], ROWS), value.regression().loss),
     "classified": ((PROBABILITIES, ROWS), value.classified(LOW, HIGH, BINS).loss),
-    "ensemble_loss": (
-        (jnp.zeros((2, 5, 1)), ROWS), lambda *a: value.ensemble_loss(value.regression().loss, *a)
-    ),
     "soft_value": ((ROWS, ROWS), lambda *a: value.soft_value(*a, temperature=1.0)),
 }  # fmt: skip
 EVERY_FUNCTION = pytest.mark.parametrize("arguments, function", FUNCTIONS.values(), ids=FUNCTIONS)
@@ -301,5 +329,5 @@ def test_targets_have_no_gradient():
     for readout in (value.regression(), value.classified(LOW, HIGH, BINS)):
         outputs = jnp.zeros((2, 5, readout.size))
         slope = jax.grad(lambda o, t: jnp.sum(value.ensemble_loss(readout.loss, o, t)[0]), (0, 1))
-        of_outputs, of_target = jax.jit(slope)(outputs, target)
+        of_outputs, of_target = jax.jit(slope)(outputs, target[None])
         assert np.any(of_outputs != 0) and not np.any(of_target)
