@@ -50,7 +50,7 @@ class Corridor(launch.Experiment):
     batch_size: int = static(256, low=1)
     time_limit: int = static(160, low=1)  # steps; the expert needs about 30 through the corridor, and 55 round it
     # A reward of -1 for each step: residuals are counted in steps.
-    algo: odice.Config = odice.Config(lr=1e-3, gamma=0.98, tau=0.02, actor_hidden=(128, 128), value_hidden=(128, 128))
+    algo: odice.Config = odice.Config(lr=1e-3, gamma=0.98, tau=0.02, actor_hidden=(128, 128), critic_hidden=(128, 128))
 
 
 def main(exp: Corridor):

@@ -36,7 +36,7 @@ class Config:
     smallest_std: float = leaf(0.05, low=1e-4)
     members: int = static(2, low=1)  # values
     actor_hidden: tuple[int, ...] = static((256, 256))
-    value_hidden: tuple[int, ...] = static((256, 256))
+    critic_hidden: tuple[int, ...] = static((256, 256))  # of the values
     normalize_obs: bool = static(True)  # by statistics of the rows learned from
 
 
@@ -79,7 +79,7 @@ def make(
     head = head or bc.default_head(cfg, spec)
     actor = actor or bc.default_actor(cfg, spec, head)
     if values is None:
-        values = nets.ensemble(nets.flat(nets.mlp((*cfg.value_hidden, 1), jax.nn.relu), spec.obs), cfg.members)
+        values = nets.ensemble(nets.flat(nets.mlp((*cfg.critic_hidden, 1), jax.nn.relu), spec.obs), cfg.members)
 
     observer = acting.observer(cfg.normalize_obs)
 

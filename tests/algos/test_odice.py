@@ -20,7 +20,7 @@ from tests.algos.windows import ACTIONS, BATCH, DISCRETE, SPEC, batch_of, same, 
 
 CFG = odice.Config(
     lr=0.01, gamma=0.9, tau=0.1, reward_scale=2.0, residual_weight=0.55, backward_weight=0.7, largest_weight=1.0,
-    actor_hidden=(8,), value_hidden=(8,), normalize_obs=False,
+    actor_hidden=(8,), critic_hidden=(8,), normalize_obs=False,
 )  # fmt: skip
 DIRECTIONS = {"orthogonal": dual.orthogonal, "semi": dual.semi_gradient, "true": dual.true_gradient}
 
@@ -216,7 +216,7 @@ def test_values_and_policy_of_one_step():
     """V is the root of E max(1 + (r - V) / 2, 0) = (1 - lambda) / lambda; the policy is near the best action."""
     env = probe.continuous_action()
     rows = windows.rows_of(env, 4000)
-    cfg = odice.Config(lr=1e-2, gamma=0.9, tau=0.05, reward_scale=20.0, actor_hidden=(16,), value_hidden=(16,))
+    cfg = odice.Config(lr=1e-2, gamma=0.9, tau=0.05, reward_scale=20.0, actor_hidden=(16,), critic_hidden=(16,))
     cfg = dataclasses.replace(cfg, normalize_obs=False)
     state, metrics = windows.learn_offline(odice.make, cfg, env, rows, 1500, batch_size=256)
     both = jnp.array([[1.0], [-1.0]])

@@ -8,7 +8,7 @@ from jaxrl_gen.losses import autoregressive, dual, value
 from tests.contract.cases import Case
 from tests.contract.td_cases import off_policy, offline, offline_to_online, seen
 
-ODICE = odice.Config(lr=1e-2, actor_hidden=(8,), value_hidden=(8,))
+ODICE = odice.Config(lr=1e-2, actor_hidden=(8,), critic_hidden=(8,))
 ARSQ = arsq.Config(lr=1e-2, temperature=0.1, levels=2, bins=3, hidden=(8,))
 TRUE = partial(odice.make, direction=dual.true_gradient, combine=value.minimum)
 
