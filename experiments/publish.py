@@ -6,7 +6,8 @@
 Nothing here is typed by hand: a figure in a header or in a table is the one in `experiments/results/<name>.json`, what
 is said of a method is read from its source, and a test holds them together. An experiment that imports one algorithm
 measures that one; another has a line in its header that says which methods it measures with which flags, such as
-`Method: iql; bc: --clone`, or, where a flag takes the name of a method, `Method: grpo; dapo, rloo: --method NAME`.
+`Method: iql; bc: --clone`, or, where a flag takes the name of a method, or of the part it
+is on, `Method: grpo; dapo, rloo: --method NAME`.
 """
 
 import json
@@ -83,7 +84,7 @@ def measures(source: str) -> list[tuple[str, str]]:
     ways = []
     for part in told[1].split("; ") if told else [imported[1]] if imported else []:
         names, _, flags = part.partition(": ")
-        ways += [(name, flags.replace("NAME", name)) for name in names.split(", ")]
+        ways += [(name, flags.replace("NAME", name.split()[-1])) for name in names.split(", ")]
     return ways
 
 

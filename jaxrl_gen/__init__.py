@@ -8,7 +8,8 @@ Table of contents; every name below is loaded when it is first used, so importin
     samplers        from a denoiser or a decoder to samples; chunks of actions, executed one by one
     distributions   what the policies sample from
     normalize       running mean and deviation, a pytree
-    algos           one file, one method: ppo, sac, iql, bc, diffusion_policy, flow_policy, fql, latent_action, grpo
+    algos           one file, one method: ppo, sac, td3, dqn, pqn, bc, iql, td3_bc, rebrac, prdc, a2pr, cql, edac, beer,
+                    odice, arsq, mopo, diffusion_policy, flow_policy, fql, latent_action, grpo
     envs            wrap, mjx, playground, brax, gymnax, probe
     data            recorded episodes: read, checked, held once on the device, and drawn from
     replay          a ring of past rows on the device, a pytree

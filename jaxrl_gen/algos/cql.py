@@ -1,6 +1,6 @@
-"""Conservative Q-learning: SAC whose critics push down the actions that the data did not do; calibrated, with --floor.
+"""Conservative Q-learning: SAC whose critics push down the actions that the data did not do; or calibrated, Cal-QL.
 
-Calibrated (Cal-QL), what the policy does is pushed down no further than to the return that followed in the data, so
+Calibrated, what the policy does is pushed down no further than to the return that followed in the data, so
 that values have the right size when learning goes on online.
 
 Reference: Kumar et al. 2020, arXiv 2006.04779; Nakamoto et al. 2023, arXiv 2303.05479. Releases differ in where the

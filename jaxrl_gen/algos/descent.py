@@ -5,7 +5,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from jaxrl_gen.types import PyTree
 
@@ -22,7 +21,7 @@ def adamw(weight_decay: jax.Array) -> optax.GradientTransformation:
 
 def start(params: PyTree, optimizer: optax.GradientTransformation = ADAM) -> PyTree:
     """The optimiser's state before the first `descend`."""
-    return optimizer.init(ravel_pytree(params)[0])
+    return optimizer.init(params)
 
 
 def descend(
@@ -37,8 +36,7 @@ def descend(
     """Move all parameters one step of `optimizer`, of length `lr`; a gradient that is not finite moves nothing.
 
     Several losses of different parameters are one sum here, in which `jax.lax.stop_gradient` says who learns from what:
-    Adam treats each number by itself, so that is what an optimiser of each part would do. Parameters are one flat
-    vector meanwhile, because a dozen small arrays would cost a dozen small kernels at each stage.
+    Adam treats each number by itself, so that is what an optimiser of each part would do.
 
     Args:
       loss: `params -> (scalar, metrics)`.
@@ -50,10 +48,9 @@ def descend(
     Returns:
       (params, opt_state, metrics, among them the gradient's norm and whether the update was skipped).
     """
-    flat, unravel = ravel_pytree(params)
-    grads, metrics = jax.grad(lambda flat: loss(unravel(flat)), has_aux=True)(flat)
-    flat, opt_state, guarded = step(grads, flat, opt_state, lr=lr, optimizer=optimizer, unless=unless)
-    return unravel(flat), opt_state, metrics | guarded
+    grads, metrics = jax.grad(loss, has_aux=True)(params)
+    params, opt_state, guarded = step(grads, params, opt_state, lr=lr, optimizer=optimizer, unless=unless)
+    return params, opt_state, metrics | guarded
 
 
 def step(
@@ -73,14 +70,12 @@ def step(
     Returns:
       (params, opt_state, metrics: the direction's norm, and whether the update was skipped).
     """
-    flat, unravel = ravel_pytree(params)
-    grads, _ = ravel_pytree(grads)
     norm = optax.tree.norm(grads)
     ok = jnp.isfinite(norm) & ~jnp.asarray(unless)
-    moved, stepped = optimizer.update(grads, opt_state, flat)
+    moves, stepped = optimizer.update(grads, opt_state, params)
     opt_state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), stepped, opt_state)
-    flat = jnp.where(ok, flat - lr * moved, flat)
-    return unravel(flat), opt_state, {"guard/skipped_updates": 1.0 - ok, "guard/grad_norm": norm}
+    params = jax.tree.map(lambda x, move: jnp.where(ok, x - lr * move, x), params, moves)
+    return params, opt_state, {"guard/skipped_updates": 1.0 - ok, "guard/grad_norm": norm}
 
 
 def shares(rows: PyTree, count: int) -> PyTree:

@@ -128,9 +128,8 @@ def make(
         choice, log_prob = head.sample(params["head"], actor.apply(params["actor"], obs), key)
         return head.action(choice), log_prob
 
-    def fit(state, judge, shares, key):
+    def fit(state, judge, shares, temperature, key):
         """The critics after each share of the rows; their targets go on with them."""
-        temperature = jnp.exp(state.params["log_temperature"])
         constant = lambda obs, key: jax.lax.stop_gradient(propose(state.params, obs, key))
 
         def one(carry, share):
@@ -146,10 +145,9 @@ def make(
         carry, metrics = jax.lax.scan(one, (judge, state.target, state.opt_state["critic"]), (shares, keys))
         return *carry, jax.tree.map(lambda x: jnp.mean(x, 0), metrics)
 
-    def policy_loss(params, judge, steps, key_action, key_members):
+    def policy_loss(params, judge, steps, temperature, key_action, key_members):
         action, log_prob = propose(params, steps.obs, key_action)
         values = readout.value(critic.apply(judge, (steps.obs, action)))
-        temperature = jnp.exp(jax.lax.stop_gradient(params["log_temperature"]))
         surrogate, of_actor = policy.soft_policy(actor_value(values, key_members), log_prob, temperature=temperature)
         tuning, of_temperature = policy.temperature_loss(
             params["log_temperature"], log_prob, target_entropy=target_entropy
@@ -161,10 +159,11 @@ def make(
         key_critic, key_action, key_members = jax.random.split(key, 3)
         params = dict(state.params)
         judge, shares = params.pop("critic"), descent.shares(steps, cfg.critic_updates)
-        judge, slow, critic_opt, of_critic = fit(state, judge, shares, key_critic)
+        temperature = jnp.exp(params["log_temperature"])
+        judge, slow, critic_opt, of_critic = fit(state, judge, shares, temperature, key_critic)
         last = jax.tree.map(lambda x: x[-1], shares)
         params, policy_opt, of_policy = descent.descend(
-            lambda params: policy_loss(params, judge, last, key_action, key_members),
+            lambda params: policy_loss(params, judge, last, temperature, key_action, key_members),
             params, state.opt_state["policy"], lr=cfg.lr, unless=descent.skipped(of_critic),
         )  # fmt: skip
         opt_state = {"policy": policy_opt, "critic": critic_opt}

@@ -140,7 +140,7 @@ def with_returns_to_go(data: Dataset, gamma: float) -> Dataset:
       data: Dataset.
       gamma: discount per step.
     """
-    reward, over = np.asarray(data.reward, np.float64), np.asarray(data.terminated | data.truncated)
+    reward, over = np.asarray(data.reward, float), np.asarray(data.terminated | data.truncated)
     found, following = np.empty(len(reward)), 0.0
     for row in range(len(reward) - 1, -1, -1):
         following = reward[row] + gamma * (0.0 if over[row] else following)

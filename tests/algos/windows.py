@@ -49,7 +49,7 @@ def soiled(batch, garbage):
 
 def gradient_of(opt_state):
     """The gradient of the first update, from Adam's first moment: a vector."""
-    return np.asarray(optax.tree.get(opt_state, "mu"), np.float64) / 0.1
+    return np.asarray(ravel_pytree(optax.tree.get(opt_state, "mu"))[0], np.float64) / 0.1
 
 
 def adam(params, gradient, lr):

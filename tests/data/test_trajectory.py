@@ -103,3 +103,17 @@ def test_refusals():
         trajectory.from_rows(rows._replace(terminated=rows.terminated & (np.arange(14) > 5)))
     with pytest.raises(ValueError, match="rows: row 2 is invalid"):
         trajectory.from_rows(rows._replace(valid=np.arange(14) != 2))
+
+
+def test_what_was_before_each_row_and_what_it_still_earned():
+    data = trajectory.with_returns_to_go(dataset(), 0.9)
+    lived = episodes()
+    earned = [
+        sum(0.9**k * reward for k, reward in enumerate(episode["reward"][t:]))
+        for episode in lived
+        for t in range(len(episode["reward"]))
+    ]
+    np.testing.assert_allclose(data.extras["return_to_go"], earned, rtol=1e-5)
+    seen = trajectory.before(data)
+    np.testing.assert_array_equal(seen["joint"], np.concatenate([episode["joint"][:-1] for episode in lived]))
+    np.testing.assert_array_equal(seen["camera"], trajectory.to_rows(data).obs["camera"])

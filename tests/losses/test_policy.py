@@ -298,3 +298,47 @@ def test_scale_free_of_zero_values_is_finite():
 def test_value_ascent_refuses_a_broadcasting_head():
     with pytest.raises(AssertionError):
         policy.value_ascent(jnp.zeros((5, 1)))
+
+
+@MODES
+def test_closeness(mode):
+    rng = np.random.default_rng(1)
+    action, wanted = rng.normal(size=(2, 6, 3)).astype(np.float32)
+    loss, metrics = mode(policy.closeness)(action, wanted)
+    oracle = np.mean((action.astype(np.float64) - wanted) ** 2, -1)
+    np.testing.assert_allclose(loss, oracle, rtol=1e-5)
+    np.testing.assert_allclose(metrics["actor/distance"], oracle.mean(), rtol=1e-5)
+    slopes = jax.grad(lambda *x: jnp.sum(policy.closeness(*x)[0]), (0, 1))(action, wanted)
+    np.testing.assert_allclose(slopes[0], 2 / 3 * (action - wanted), rtol=1e-5)
+    assert not np.any(slopes[1])
+
+
+CODED = [jnp.zeros((5, 3)), jnp.zeros((5, 3)), jnp.zeros((5, 2)), jnp.zeros((5, 2))]
+
+
+@MODES
+def test_autoencoding(mode):
+    """Its divergence is that of normal distributions, by quadrature."""
+    rng = np.random.default_rng(2)
+    copied, data = rng.normal(size=(2, 6, 3)).astype(np.float32)
+    mean, log_std = 0.5 * rng.normal(size=(2, 6, 2)).astype(np.float32)
+    weight = np.arange(6) % 2
+    loss, _ = mode(lambda *x: policy.autoencoding(*x, weight=weight, divergence=0.5))(copied, data, mean, log_std)
+    x, step = np.linspace(-60.0, 60.0, 100_001, retstep=True)
+    log_normal = lambda m, s: -(((x - m) / s) ** 2) / 2 - np.log(s * np.sqrt(2 * np.pi))
+    oracle = weight * np.sum((copied.astype(np.float64) - data) ** 2, -1)
+    for b in range(6):
+        for k in range(2):
+            log_p = log_normal(mean[b, k], np.exp(log_std[b, k]))
+            oracle[b] += 0.5 * np.sum(np.exp(log_p) * (log_p - log_normal(0.0, 1.0))) * step
+    np.testing.assert_allclose(loss, oracle, rtol=1e-4)
+
+
+@pytest.mark.parametrize("i", range(4))
+def test_closeness_and_autoencoding_refuse_broadcasting(i):
+    for wrong in (CODED[i][:1], CODED[i][:, :1], CODED[i][..., None]):
+        with pytest.raises(AssertionError):
+            policy.autoencoding(*CODED[:i], wrong, *CODED[i + 1 :])
+        if i < 2:
+            with pytest.raises(AssertionError):
+                policy.closeness(*CODED[:i], wrong, *CODED[i + 1 : 2])

@@ -233,3 +233,12 @@ def test_bad_sizes_are_refused_in_one_line(call, message):
     with pytest.raises(ValueError, match=message) as refusal:
         call()
     assert "\n" not in str(refusal.value)
+
+
+def test_a_normalized_activation_has_mean_zero_and_deviation_one():
+    x = np.random.default_rng(3).normal(size=(4, 5, 32)).astype(np.float32) * 7 + 3
+    y = np.asarray(nets.normalized(jax.nn.relu)(x), np.float64)
+    oracle = np.maximum(x.astype(np.float64), 0.0)
+    oracle = (oracle - oracle.mean(-1, keepdims=True)) / np.sqrt(oracle.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(y, oracle, atol=1e-4)
+    assert np.all(np.isfinite(nets.normalized(jax.nn.relu)(-np.ones((2, 3), np.float32))))

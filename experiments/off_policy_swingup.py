@@ -1,0 +1,78 @@
+"""SAC, TD3 and their massively parallel recipes swing up a cartpole in MJX (PPO: experiments/ppo_swingup.py).
+
+Run:      python -m experiments.off_policy_swingup
+Method:   sac; td3: --method td3; td3 on categorical: --method fast_td3; sac on categorical: --method fast_sac
+Hardware: not measured
+Minutes:  not measured
+Expect:   not measured
+
+The plain ones take a tenth of the steps that PPO takes, and learn eight times from every sixteen of them. The fast ones
+(FastTD3 and FastSAC) have many lanes that explore by noises of many sizes, large batches, critics that learn
+distributions, three-step targets and weight decay: more steps, and less learning from each.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+from jaxrl_gen import launch, loops
+from jaxrl_gen.algos import sac, td3
+from jaxrl_gen.envs import playground, wrap
+from jaxrl_gen.losses import distributional, value
+from jaxrl_gen.types import static
+
+WIDTHS = dict(actor_hidden=(64, 64), critic_hidden=(64, 64), normalize_obs=True)
+FAST = WIDTHS | dict(lr=1e-3, tau=0.1, weight_decay=0.1, critic_updates=2)
+RETURNS = distributional.categorical(0.0, 110.0, 51)  # a reward of at most 1 a step is worth 100 at gamma 0.99
+
+
+class Recipe(NamedTuple):
+    """A method, its Config, and how it collects and learns."""
+
+    make: Callable
+    cfg: Any
+    lanes: int
+    updates: int  # per step of all lanes
+    batch: int
+    horizon: int = 1  # n of n-step targets
+
+
+METHODS = {
+    "sac": Recipe(sac.make, sac.Config(lr=1e-3, tau=0.01, **WIDTHS), 16, 8, 256),
+    "td3": Recipe(td3.make, td3.Config(lr=1e-3, tau=0.01, **WIDTHS), 16, 4, 512),
+    "fast_td3": Recipe(
+        partial(td3.make, readout=RETURNS, actor_value=value.minimum),
+        td3.Config(**FAST, slow_actor=False, smoothing=0.001, exploration_low=0.001, exploration_high=0.4),
+        64, 1, 2048, 3,
+    ),
+    "fast_sac": Recipe(
+        partial(sac.make, readout=RETURNS, target_value=value.own, actor_value=value.mean),
+        sac.Config(**FAST, initial_temperature=1e-3, target_entropy=0.0, log_std_low=-5.0, log_std_high=0.0),
+        64, 1, 2048, 3,
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Swingup(launch.Experiment):
+    """Off-policy learning on CartpoleSwingup of MuJoCo Playground."""
+
+    name: str = launch.option("off_policy_swingup")
+    method: Literal[*METHODS] = static("sac")
+    seeds: int = 5
+    total_steps: float = launch.option(2e5, low=1)
+
+
+def main(exp: Swingup):
+    """Train on MuJoCo Playground's CartpoleSwingup, and leave a report."""
+    env, recipe = playground.make("CartpoleSwingup"), METHODS[exp.method]
+    loop = loops.off_policy(
+        recipe.make, wrap.pooled(env, recipe.lanes), steps=1, updates=recipe.updates, batch_size=recipe.batch,
+        capacity=200_000, warmup=2000, iterations=10_000 // recipe.lanes, horizon=recipe.horizon,
+    )  # fmt: skip
+    return launch.launch(exp, env=env, loop=loop, cfg=recipe.cfg)
+
+
+if __name__ == "__main__":
+    launch.cli(main, Swingup)
