@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_gen import checkpoint
-from jaxrl_gen.loops import EPISODE, Loop
+from jaxrl_gen.loops import EPISODE, Loop, at_chunk
 from jaxrl_gen.record import read_json, write_json
 from jaxrl_gen.types import PyTree
 
@@ -68,7 +68,7 @@ def stop_on_nonfinite(
             say("resume this run in one process to find the iteration: the newest checkpoint is good")
             return True
         place = Path(folder) / f"nonfinite-{i}"
-        before, batch, iteration, names = first_bad(loop, cfg, good, carry.key)
+        before, batch, iteration, names = first_bad(at_chunk(loop, i), cfg, good, carry.key)
         write(place, before, batch, {"chunk": i, "iteration": iteration, "metrics": bad, "first": names})
         say(f"chunk {i}, iteration {iteration}: {', '.join(names) or 'nothing, when run one by one'}")
         say(f"replay: {command} {place}" if command else f"replay: guards.replay(loop, cfg, {str(place)!r})")
@@ -164,7 +164,7 @@ def replay(loop: Loop, cfg: PyTree, folder: str | Path, *, say: Callable[[str], 
     """
     facts = read_json(Path(folder) / "facts.json")
     key = jax.ShapeDtypeStruct(tuple(facts["members"]), jax.random.key(0).dtype)
-    target = jax.eval_shape(loop.init, cfg, key)
+    target, loop = jax.eval_shape(loop.init, cfg, key), at_chunk(loop, facts["chunk"])
     carry = read_carry(folder, target)
     after, metrics, batch = jax.jit(loop.iteration)(cfg, carry, facts["iteration"], *loop.data)
     names = nonfinite(metrics, after, batch)

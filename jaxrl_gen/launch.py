@@ -139,7 +139,9 @@ def launch(
         every = [*measuring, guard, *_writers(exp, folder, chunks, first), saving, *stopping, remember]
         begun = time.perf_counter()
         if not asked_to_stop(first, carry, {}):
-            carry = loops.run(compiled.chunk, stage.cfg, carry, chunks=chunks, callbacks=every, start=first)
+            carry = loops.run(
+                compiled.chunk, stage.cfg, carry, chunks=chunks, callbacks=every, start=first, feed=compiled.feed
+            )
         seconds, ran = before + time.perf_counter() - begun, last["chunk"] + 1
         if ran < chunks:
             say("")  # the line of the progress has not come to its end

@@ -4,7 +4,8 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,10 @@ from jaxrl_gen.types import PyTree, total_steps
 
 
 class Compiled(NamedTuple):
-    """A compiled chunk and what compiling told: `chunk(cfg, carry)` donates the carry."""
+    """A compiled chunk and what compiling told: `chunk(cfg, carry)` donates the carry.
+
+    With a `feed` it is `chunk(cfg, carry, *data)`, for `run` to give it the data of each chunk.
+    """
 
     chunk: Callable
     traces: int
@@ -23,6 +27,7 @@ class Compiled(NamedTuple):
     compile_seconds: float
     peak_bytes: int  # forecast: arguments, outputs and temporaries alive at once
     flops: float  # of one chunk, as the compiler counts them; loops count once
+    feed: Callable | None = None  # the Loop's
 
     def __str__(self):
         return (
@@ -71,8 +76,22 @@ def compile_report(loop: Loop, cfg: PyTree, carry: PyTree, *, memory_limit: int 
             "fewer lanes, members or steps per rollout"
         )
     flops = float((compiled.cost_analysis() or {}).get("flops", np.nan))
-    chunk = (lambda cfg, carry: compiled(cfg, carry, *loop.data)) if loop.data else compiled
-    return Compiled(chunk, traces, traced - start, finished - traced, peak, flops)
+    fixed = loop.data and loop.feed is None
+    chunk = (lambda cfg, carry: compiled(cfg, carry, *loop.data)) if fixed else compiled
+    return Compiled(chunk, traces, traced - start, finished - traced, peak, flops, loop.feed)
+
+
+def _ahead(feed: Callable[[int], tuple], start: int, stop: int) -> Iterator[tuple[tuple, float]]:
+    """(data on the device, seconds waited for) of each chunk, the next one's being read in a thread meanwhile."""
+    with ThreadPoolExecutor(1) as reader:
+        read = lambda i: jax.block_until_ready(jax.device_put(feed(i)))
+        coming = reader.submit(read, start) if start < stop else None
+        for i in range(start, stop):
+            begun = time.perf_counter()
+            data = coming.result()
+            waited = time.perf_counter() - begun
+            coming = reader.submit(read, i + 1) if i + 1 < stop else None
+            yield data, waited
 
 
 def _compiler_options() -> dict[str, int] | None:
@@ -113,6 +132,7 @@ def run(
     chunks: int,
     callbacks: Iterable[Callable[[int, PyTree, dict[str, Any]], Any]] = (),
     start: int = 0,
+    feed: Callable[[int], tuple] | None = None,
 ) -> PyTree:
     """Go through chunks `start` to `chunks`, handing each one's carry and metrics to the callbacks in order.
 
@@ -122,12 +142,19 @@ def run(
       chunks: how many there are in the whole run.
       callbacks: `(i, carry, metrics) -> stop?`, with metrics as NumPy arrays; all are called before a run stops.
       start: the first chunk to run, after a resume.
+      feed: the data of the i-th chunk, then `(cfg, carry, *data)` are its arguments. What comes next is read while a
+        chunk runs; the metric `data/waiting` is the share of the time in which the device waited for it.
     Returns:
       The last carry.
     """
+    data = iter(lambda: ((), 0.0), None) if feed is None else _ahead(feed, start, chunks)
     for i in range(start, chunks):
-        carry, metrics = chunk(cfg, carry)
+        begun = time.perf_counter()
+        given, waited = next(data)
+        carry, metrics = chunk(cfg, carry, *given)
         metrics = {name: np.asarray(value) for name, value in jax.device_get(metrics).items()}
+        if feed is not None:
+            metrics["data/waiting"] = np.asarray(waited / (time.perf_counter() - begun))
         metrics["steps"] = np.asarray(total_steps(jax.device_get(carry.steps)))
         if any([callback(i, carry, metrics) for callback in callbacks]):
             break

@@ -16,7 +16,8 @@ class Loop(NamedTuple):
     `init(cfg, key) -> Carry`; `chunk(cfg, carry, *data) -> (Carry, metrics)`; and `iteration(cfg, carry, i, *data) ->
     (Carry, metrics, batch)`, the i-th piece of a chunk with what it learned from, for replaying a failure. `make` and
     `env` are what it was built of. `data` is what it learns from besides: given to every call as it is, held once for
-    all members, and never part of a checkpoint.
+    all members, and never part of a checkpoint. With a `feed`, `feed(i)` on the host is the data of the i-th chunk, of the
+    same shapes for every i, and `data` is `feed(0)`.
     """
 
     init: Callable
@@ -26,6 +27,12 @@ class Loop(NamedTuple):
     env: Env
     steps_per_chunk: int  # environment steps, all lanes, one member (offline: updates)
     data: tuple[PyTree, ...] = ()
+    feed: Callable | None = None
+
+
+def at_chunk(loop: Loop, i: int) -> Loop:
+    """The loop with the data of its i-th chunk, where it has a feed."""
+    return loop if loop.feed is None else loop._replace(data=tuple(jax.device_put(loop.feed(i))))
 
 
 def population(loop: Loop, mapped: Callable = sweep.mapped) -> Loop:

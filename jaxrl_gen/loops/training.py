@@ -159,7 +159,9 @@ def offline_to_online(make: Callable, env: Env, logged: Callable, data: tuple, *
     return off_policy(make, env, logged=logged, data=data, **arguments)
 
 
-def offline(make: Callable, env: Env, sample: Callable, data: tuple, *, updates: int) -> Loop:
+def offline(
+    make: Callable, env: Env, sample: Callable, data: tuple = (), *, updates: int, feed: Callable | None = None
+) -> Loop:
     """Update from data alone: one chunk is `updates` batches, drawn within the compiled program.
 
     Args:
@@ -168,12 +170,17 @@ def offline(make: Callable, env: Env, sample: Callable, data: tuple, *, updates:
       sample: `(*data, key) -> batch`, for that algorithm.
       data: pytrees of arrays, held once for all members, and never part of a checkpoint.
       updates: per chunk; the loop's steps are updates.
+      feed: `(i) -> data` of the i-th chunk instead, on the host, of the same shapes for every i, such as a
+        `data.streaming.Stream`.
     Returns:
       Loop.
     Raises:
-      ValueError: if updates < 1.
+      ValueError: if updates < 1, or if there are both data and a feed, or neither.
     """
     _at_least_one(updates=updates)
+    if bool(data) == (feed is not None):
+        raise ValueError(f"there are {'both data and a feed' if data else 'neither data nor a feed'}; allowed: one")
+    data = data or tuple(feed(0))
 
     def init(cfg, key):
         key, key_state = jax.random.split(key)
@@ -190,7 +197,7 @@ def offline(make: Callable, env: Env, sample: Callable, data: tuple, *, updates:
         carry, metrics = jax.lax.scan(lambda carry, i: iteration(cfg, carry, i, *data)[:2], carry, jnp.arange(updates))
         return carry, reduce_metrics(metrics)
 
-    return Loop(init, chunk, iteration, make, env, updates, data)
+    return Loop(init, chunk, iteration, make, env, updates, data, feed)
 
 
 def _at_random_until(warm: jax.Array, algo: Algorithm, spec: Spec) -> Algorithm:

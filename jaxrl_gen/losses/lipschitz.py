@@ -33,9 +33,11 @@ def power_iteration(kernel: jax.Array, direction: jax.Array, *, iterations: int 
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}; allowed: 1 and more")
     constant, u = jax.lax.stop_gradient((kernel, direction))
-    for _ in range(iterations):
-        v = _unit(jnp.einsum("...io,...i->...o", constant, u))
-        u = _unit(jnp.einsum("...io,...o->...i", constant, v))
+    ahead = lambda u: _unit(jnp.einsum("...io,...i->...o", constant, u))
+    back = lambda v: _unit(jnp.einsum("...io,...o->...i", constant, v))
+    u = jax.lax.fori_loop(1, iterations, lambda _, u: back(ahead(u)), _unit(u))
+    v = ahead(u)
+    u = back(v)
     return jnp.einsum("...i,...io,...o->...", u, kernel, v), u
 
 

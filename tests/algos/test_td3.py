@@ -241,6 +241,6 @@ def test_a_truncated_episode_is_worth_what_an_endless_one_is(readout):
 
 def test_the_best_action_is_found():
     env = probe.continuous_action()
-    state = train(env, 800)
+    state = train(env, 2000)
     best = jax.vmap(lambda s: td3.make(PROBING, env.spec).act(s, jnp.array([[1.0], [-1.0]]), None)[0])(state)
     np.testing.assert_allclose(best[..., 0], np.broadcast_to([0.5, -0.5], (SEEDS, 2)), atol=0.15)

@@ -140,7 +140,7 @@ def test_it_never_finds_more_than_the_worst_corner_and_mostly_that():
     calm = values(it.steps.obs, it.steps.action)[0]
     moved = [(values(it.steps.obs + corner, it.steps.action)[0] - calm) ** 2 for corner in corners]
     worst = np.max(np.asarray(moved, np.float64), 0)
-    assert np.all(found <= worst * (1 + 1e-3)) and np.mean(found > 0.9 * worst) > 0.7
+    assert np.all(found <= worst * (1 + 1e-3)) and np.mean(found) > 0.9 * np.mean(worst)
     noise = np.random.default_rng(10).uniform(-epsilon, epsilon, (BATCH, OBS)).astype(np.float32)
     at_random = (values(it.steps.obs + noise, it.steps.action)[0] - calm) ** 2
     assert np.mean(found) > 2.0 * np.mean(at_random)
