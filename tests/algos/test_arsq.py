@@ -190,7 +190,7 @@ def test_soft_value_and_policy_of_one_step():
     env, alpha = probe.continuous_action(), 0.2
     rows = windows.rows_of(env, 20_000)
     cfg = dataclasses.replace(CFG, lr=3e-3, temperature=alpha, margin_coefficient=0.0, hidden=(32,))
-    state, _ = windows.learn_offline(arsq.make, cfg, env, rows, 1500, seeds=2, batch_size=256)
+    state, _ = windows.learn_offline(arsq.make, cfg, env, rows, 1000, seeds=2, batch_size=256)
     net = nets.ensemble(nets.flat(nets.mlp((32, 1), jax.nn.relu), env.spec.obs), cfg.members)
     for sign in (1.0, -1.0):
         edges = np.linspace(-1, 1, CELLS + 1)
@@ -213,7 +213,7 @@ def test_the_value_counts_the_entropy_to_come():
     env, alpha, steps = probe.terminating(3), 0.3, 3
     rows = windows.rows_of(env, 3000)
     cfg = dataclasses.replace(CFG, lr=3e-3, temperature=alpha, margin_coefficient=0.0, hidden=(32,), tau=0.05)
-    state, _ = windows.learn_offline(arsq.make, cfg, env, rows, 1500, seeds=2, batch_size=64)
+    state, _ = windows.learn_offline(arsq.make, cfg, env, rows, 1000, seeds=2, batch_size=64)
     net = nets.ensemble(nets.flat(nets.mlp((32, 1), jax.nn.relu), env.spec.obs), cfg.members)
     judged = jax.vmap(lambda params: net.apply(params["value"], jnp.eye(steps))[..., 0].mean(0))(state.params)
     each = 1.0 + alpha * np.log(CELLS)
@@ -243,14 +243,15 @@ def test_coordinates_that_know_of_one_another_keep_two_modes_apart():
     rows = crossed()
     assert 0.45 < rows.reward.mean() < 0.55
     env = Env(None, None, Spec(jax.ShapeDtypeStruct((1,), jnp.float32), 2))
-    cfg = arsq.Config(lr=3e-3, temperature=0.1, levels=2, bins=4, hidden=(32,), normalize_obs=False)
+    cfg = arsq.Config(lr=5e-3, temperature=0.1, levels=2, bins=4, hidden=(32,), normalize_obs=False)
     scores, corners = {}, {}
     for name, conditioning in CONTEXTS.items():
         make = partial(arsq.make, conditioning=conditioning)
-        state, _ = windows.learn_offline(make, cfg, env, rows, 1500, seeds=2, batch_size=256)
+        state, _ = windows.learn_offline(make, cfg, env, rows, 800, seeds=2, batch_size=128)
         act = lambda s: make(cfg, env.spec).act(s, jnp.ones((2000, 1)), jax.random.key(11))[0]
         actions = np.asarray(jax.vmap(act)(state))
         scores[name], corners[name] = paid(actions).mean(1), (actions[..., 0] > 0).mean(1)
+    print(scores, corners)
     assert np.all(scores["sequential"] > 0.9), scores
     assert np.all((corners["sequential"] > 0.2) & (corners["sequential"] < 0.8)), corners  # both modes, not one
     assert np.all(scores["factorised"] < 0.5), scores

@@ -176,7 +176,7 @@ def test_rows_apart_are_learned_from_by_nobody_and_always_the_same():
     rows = np.concatenate([batch.obs, batch.action], -1)[0]
     apart = np.asarray(losses.held_out(losses.fingerprint(rows), 0.5))
     assert 0 < apart.sum() < len(apart)
-    other = np.where(apart[None, :, None], batch.next_obs + 1.0, batch.next_obs)
+    other = np.where(apart[None, :, None], batch.next_obs + 10.0, batch.next_obs)
     one, two = (update(state, batch._replace(next_obs=x), jax.random.key(5))[0] for x in (batch.next_obs, other))
     assert same(one.params, two.params) and np.all(np.asarray(two.error) > np.asarray(one.error))
     shuffled = np.random.default_rng(6).permutation(len(apart))

@@ -218,7 +218,7 @@ def test_values_and_policy_of_one_step():
     rows = windows.rows_of(env, 4000)
     cfg = odice.Config(lr=1e-2, gamma=0.9, tau=0.05, reward_scale=20.0, actor_hidden=(16,), critic_hidden=(16,))
     cfg = dataclasses.replace(cfg, normalize_obs=False)
-    state, metrics = windows.learn_offline(odice.make, cfg, env, rows, 1500, batch_size=256)
+    state, metrics = windows.learn_offline(odice.make, cfg, env, rows, 800, batch_size=128)
     both = jnp.array([[1.0], [-1.0]])
     net = nets.ensemble(nets.flat(nets.mlp((16, 1), jax.nn.relu), env.spec.obs), cfg.members)
     judged = jax.vmap(lambda params: net.apply(params["value"], both)[..., 0].mean(0))(state.params)
@@ -230,7 +230,7 @@ def test_values_and_policy_of_one_step():
     act = lambda make, cfg, state: jax.vmap(lambda s: make(cfg, env.spec).act(s, both, None)[0])(state)[..., 0]
     np.testing.assert_allclose(act(odice.make, cfg, state), np.broadcast_to([0.5, -0.5], (3, 2)), atol=0.15)
     cloning = bc.Config(lr=1e-2, actor_hidden=(16,), normalize_obs=False)
-    cloned, _ = windows.learn_offline(bc.make, cloning, env, rows, 500, batch_size=256)
+    cloned, _ = windows.learn_offline(bc.make, cloning, env, rows, 300, batch_size=128)
     np.testing.assert_allclose(act(bc.make, cloning, cloned), 0.0, atol=0.15)
     assert np.all(metrics["guard/skipped_updates"] == 0.0)
 
