@@ -3,24 +3,21 @@
 First the models learn, then they stand still, and at every update of the policy they imagine a few rollouts more, from
 observations of the data, into a ring that the policy's batches are drawn from, besides a share of the data itself.
 
-What the parts say makes the method. MOPO takes `penalty` times the doubt from each reward. RAVL takes nothing away: it
-holds that rollouts cut after a few steps, more than errors of the model, make values explode, because where they end,
-at the edge of reach, values are bootstrapped from but never learned; its remedy is a policy with many pessimistic
-critics. `judge` shows the values there.
+Where rollouts are cut after a few steps, at the edge of reach, values are bootstrapped from but never learned: `judge`
+shows what they are there, and `ravl` says what to do about it.
 
-Reference: Yu et al. 2020, arXiv 2005.13239 (MOPO); Sims et al. 2024, arXiv 2402.12527 (RAVL). Different from both: a
-few rollouts at every update, where they have many once in a thousand updates.
+Reference: Yu et al. 2020, arXiv 2005.13239. Different from the paper: the models learn for as many updates as they are
+told, and there are a few rollouts at every update of the policy, not many once in a thousand.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxrl_gen import replay
-from jaxrl_gen.algos import descent, dynamics, edac, sac
+from jaxrl_gen.algos import descent, dynamics, sac
 from jaxrl_gen.losses import dynamics as losses
 from jaxrl_gen.types import Algorithm, PyTree, Spec, Transition, config, leaf, static
 
@@ -120,10 +117,6 @@ def make(
         return State(learned, agent_state, ring, state.updates + 1.0), metrics
 
     return Algorithm(init, update, lambda state, obs, key: agent.act(state.policy, obs, key))
-
-
-# Its Config has `policy=edac.Config()`: many pessimistic critics in place of doubt.
-ravl = partial(make, policy=edac.make, uncertainty=losses.no_doubt)
 
 
 def _pushed(ring: replay.Replay, rows: Transition, counts: jax.Array) -> replay.Replay:

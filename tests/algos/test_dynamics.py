@@ -214,7 +214,7 @@ def test_discrete_actions_are_read_as_classes():
 
 # ------------------------------------------------------------------------------------------------------- imagination
 
-K, LANES = 6, 9
+K, LANES, BOX, PUSH = 6, 9, 6.0, 0.2
 
 
 def pendulum(obs, action, key):
@@ -226,13 +226,13 @@ def pendulum(obs, action, key):
 
 def fell(obs, action, next_obs):
     """The point is out of its box."""
-    return jnp.abs(next_obs[:, 0]) > 2.0
+    return jnp.abs(next_obs[:, 0]) > BOX
 
 
 def pushing(obs, key):
     """Away from the middle, with noise where there is a key."""
     noise = 0.0 if key is None else 0.3 * jax.random.normal(key, (obs.shape[0], 1))
-    return jnp.sign(obs[:, :1]) * 0.8 + noise
+    return jnp.sign(obs[:, :1]) * PUSH + noise
 
 
 def imagined(step=pendulum, terminate=fell, valid=True, **more):
@@ -258,7 +258,7 @@ def test_imagined_rollouts_equal_a_loop_by_hand():
         position = position + speed
         after = np.stack([position, speed], -1)
         np.testing.assert_allclose(row.next_obs[alive], after[alive], rtol=1e-4, atol=1e-4)
-        over = alive & (np.abs(position) > 2.0)
+        over = alive & (np.abs(position) > BOX)
         np.testing.assert_array_equal(row.terminated, over)
         alive = alive & ~over
         np.testing.assert_array_equal(row.truncated, alive if k == K - 1 else np.zeros(LANES, bool))
@@ -270,7 +270,7 @@ def test_imagined_rollouts_equal_a_loop_by_hand():
 
 def test_the_policy_is_given_a_new_key_at_each_step():
     _, rows = imagined(terminate=dynamics.never)
-    noise = np.asarray(rows.action)[..., 0] - 0.8 * np.sign(np.asarray(rows.obs)[..., 0])
+    noise = np.asarray(rows.action)[..., 0] - PUSH * np.sign(np.asarray(rows.obs)[..., 0])
     assert len(np.unique(noise.round(5))) == K * LANES
     assert np.all(rows.valid) and np.all(rows.truncated[-1]) and not np.any(rows.truncated[:-1])
 
@@ -278,7 +278,7 @@ def test_the_policy_is_given_a_new_key_at_each_step():
 def test_a_rollout_that_turns_non_finite_is_over_and_stands_still():
     def exploding(obs, action, key):
         next_obs, reward = pendulum(obs, action, key)
-        return jnp.where(jnp.abs(next_obs[:, :1]) > 2.0, jnp.inf, next_obs), reward
+        return jnp.where(jnp.abs(next_obs[:, :1]) > BOX, jnp.inf, next_obs), reward
 
     _, rows = imagined(exploding, dynamics.never)
     valid = np.asarray(rows.valid)
