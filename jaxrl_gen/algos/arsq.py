@@ -79,8 +79,8 @@ def make(
     places = jnp.arange(cfg.levels * spec.action_size)
     tokenise = partial(autoregressive.encode, levels=cfg.levels, bins=cfg.bins)
     knows = partial(conditioning, bins=cfg.bins)
-    tokens = jax.eval_shape(tokenise, jax.ShapeDtypeStruct((spec.action_size,), jnp.float32))
-    seen = (spec.obs, jax.eval_shape(knows, tokens, jax.ShapeDtypeStruct((), jnp.int32)))
+    chosen = jax.eval_shape(tokenise, jax.ShapeDtypeStruct((spec.action_size,), jnp.float32))
+    seen = (spec.obs, jax.eval_shape(knows, chosen, jax.ShapeDtypeStruct((), jnp.int32)))
     network = network or nets.flat(nets.mlp((*cfg.hidden, cfg.bins), jax.nn.relu, last_scale=0.01), seen)
     if values is None:
         values = nets.ensemble(nets.flat(nets.mlp((*cfg.hidden, 1), jax.nn.relu), spec.obs), cfg.members)
@@ -115,7 +115,7 @@ def make(
             return tokens.at[..., level, coordinate].set(token.astype(jnp.int32)), None
 
         keys = None if key is None else jax.random.split(key, len(places))
-        tokens, _ = jax.lax.scan(choose, jnp.zeros((*leading, *tokens.shape), tokens.dtype), (places, keys))
+        tokens, _ = jax.lax.scan(choose, jnp.zeros((*leading, *chosen.shape), chosen.dtype), (places, keys))
         return autoregressive.decode(tokens, bins=cfg.bins), {}
 
     def loss(params, steps, target):

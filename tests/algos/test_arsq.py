@@ -239,7 +239,7 @@ def paid(action):
 
 
 def test_coordinates_that_know_of_one_another_keep_two_modes_apart():
-    """Independent coordinates find each of the four corners as often; both learn from the same log."""
+    """Independent ones, of the same log, put one action where the signs cross rather than two where they agree."""
     rows = crossed()
     assert 0.45 < rows.reward.mean() < 0.55
     env = Env(None, None, Spec(jax.ShapeDtypeStruct((1,), jnp.float32), 2))
@@ -251,7 +251,6 @@ def test_coordinates_that_know_of_one_another_keep_two_modes_apart():
         act = lambda s: make(cfg, env.spec).act(s, jnp.ones((2000, 1)), jax.random.key(11))[0]
         actions = np.asarray(jax.vmap(act)(state))
         scores[name], corners[name] = paid(actions).mean(1), (actions[..., 0] > 0).mean(1)
-    print(scores, corners)
     assert np.all(scores["sequential"] > 0.9), scores
     assert np.all((corners["sequential"] > 0.2) & (corners["sequential"] < 0.8)), corners  # both modes, not one
     assert np.all(scores["factorised"] < 0.5), scores
