@@ -65,8 +65,8 @@ def make(
       spec: of one lane, with continuous actions.
       network: Net from (observation, context [..., C]) to one number for each bin; default: a perceptron.
       values: Net from observations to `[N, ..., 1]`; default: an ensemble of perceptrons.
-      conditioning: `(tokens [..., L, A], place, *, bins) -> context [..., C]`, what the choice at a place knows of those
-        before it: `autoregressive.sequential` or `autoregressive.factorised`.
+      conditioning: `(tokens [..., L, A], place, *, bins) -> context [..., C]`, what the choice at a place knows of
+        those before it: `autoregressive.sequential` or `autoregressive.factorised`.
       target_value: `(values [N, B], key) -> [B]`, what the target makes of N values.
     Returns:
       Algorithm whose batch is a Transition of windows, leaves `[H, B, ...]`; `extras["demonstration"]` (bool), where

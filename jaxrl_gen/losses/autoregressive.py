@@ -1,7 +1,8 @@
 """Actions as tokens, from coarse to fine, and soft values that are a sum over tokens chosen one after the other.
 
 Level 0 cuts [-1, 1] into K bins for each coordinate of an action, and each level after it the bin chosen before: after
-L levels there are K^L cells. The places of an action's L x A tokens are counted level by level, p = level A + coordinate.
+L levels there are K^L cells. The places of an action's L x A tokens are counted level by level:
+p = level A + coordinate.
 
 With temperature alpha, Q(s, a) = V(s) + sum_p A_p, where exp(A_p / alpha) sums to one over the K tokens at each place,
 given those before it. So the policy exp(Q / alpha) needs no normalisation: it is the product of these conditionals, and
