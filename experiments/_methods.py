@@ -16,6 +16,7 @@ PACKAGE = ROOT / "jaxrl_gen"
 TITLES = {
     "policy": "policies",
     "value": "critics",
+    "dynamics": "models",
     "denoise": "denoisers",
     "latent": "latent actions",
     "group": "groups",
@@ -24,8 +25,7 @@ TITLES = {
 
 # Losses of a family that fill more than one file.
 KIN = {
-    "autoregressive": "value", "critic": "value", "distributional": "value", "dual": "value", "dynamics": "value",
-    "lipschitz": "value",
+    "autoregressive": "value", "critic": "value", "distributional": "value", "dual": "value", "lipschitz": "dynamics",
 }  # fmt: skip
 
 

@@ -6,9 +6,9 @@ stages.
 
 Run:      python -m experiments.grpo_countdown
 Method:   grpo; dr_grpo, dapo, rloo, reinforce_plus_plus, gspo, cispo: --method NAME; token_cloning: --method cloned
-Hardware: not measured
-Minutes:  not measured
-Expect:   not measured
+Hardware: AMD EPYC, 2 cores, jax 0.10.2
+Minutes:  6.6
+Expect:   mean return of 512 episodes: IQM 0.2969, 95 % interval 0.2852 to 0.3177, over 5 seeds
 """
 
 import dataclasses
@@ -53,7 +53,9 @@ class Countdown(launch.Experiment):
     examples: int = static(800, low=0)  # updates of cloning, 128 examples each
     starts: int = static(16, low=1)  # prompts per update
     group: int = static(8, low=1)  # completions of each
-    algo: grpo.Config = grpo.Config(lr=3e-5, epochs=2, minibatches=2, width=64, layers=2, hidden=128)
+    algo: grpo.Config = grpo.Config(  # the vocabulary is that of the numbers: 57 words for the defaults
+        lr=3e-5, epochs=2, minibatches=2, vocab=57, width=64, layers=2, hidden=128
+    )  # fmt: skip
 
 
 def taught(loop: loops.Loop, problems: tokens.Problems, updates: int) -> loops.Loop:

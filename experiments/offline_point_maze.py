@@ -1,7 +1,7 @@
 """Every offline method on one data set of a point maze of four rooms, all with the same networks, batches and updates.
 
 Run:      python -m experiments.offline_point_maze
-Method:   iql; bc, td3_bc, rebrac, prdc, a2pr, beer, cql, edac, fql, flow_policy: --method NAME
+Method:   iql; bc, td3_bc, rebrac, prdc, a2pr, beer, cql, edac, odice, arsq, fql, flow_policy: --method NAME
 Hardware: not measured
 Minutes:  not measured
 Expect:   not measured
@@ -21,7 +21,7 @@ import jax
 
 from experiments.datasets import point_maze as recorded
 from jaxrl_gen import launch, loops
-from jaxrl_gen.algos import a2pr, bc, beer, cql, edac, flow_policy, fql, iql, prdc, rebrac, td3_bc
+from jaxrl_gen.algos import a2pr, arsq, bc, beer, cql, edac, flow_policy, fql, iql, odice, prdc, rebrac, td3_bc
 from jaxrl_gen.data import sampling, trajectory
 from jaxrl_gen.envs.tasks import point_maze
 from jaxrl_gen.types import static
@@ -60,6 +60,11 @@ METHODS = {
     "beer": Recipe(beer.make, beer.Config(**CRITICS)),
     "cql": Recipe(cql.make, cql.Config(**CRITICS)),
     "edac": Recipe(edac.make, edac.Config(**CRITICS)),
+    "odice": Recipe(odice.make, odice.Config(**CRITICS, reward_scale=200.0)),
+    "arsq": Recipe(
+        arsq.make,
+        arsq.Config(lr=1e-3, gamma=0.98, tau=0.02, hidden=WIDTHS, temperature=1e-3, normalize_obs=False),
+    ),
     "fql": Recipe(fql.make, fql.Config(**CRITICS, closeness=1.0, scale_free=True)),
     "flow_policy": Recipe(
         flow_policy.make,

@@ -1,4 +1,4 @@
-"""Datasets larger than memory: blocks of equal shape on disk, of which the device holds one and the host reads the next.
+"""Datasets larger than memory: blocks of equal shape on disk; the device holds one, and the host reads the next.
 
     streaming.write("play", data, rows=200_000)           # once; or block by block, with `write_block`
     stream = streaming.open("play", spec)
@@ -46,7 +46,7 @@ class Stream(NamedTuple):
 
 
 def write(path: str | Path, data: Dataset, rows: int) -> None:
-    """Write a dataset as blocks of `rows` rows; a last one that would be shorter begins earlier, over rows written before.
+    """Write a dataset as blocks of `rows` rows; a last one that would be shorter begins earlier, among rows before.
 
     Args:
       path: of a folder that is not there yet.

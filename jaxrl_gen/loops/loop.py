@@ -16,8 +16,8 @@ class Loop(NamedTuple):
     `init(cfg, key) -> Carry`; `chunk(cfg, carry, *data) -> (Carry, metrics)`; and `iteration(cfg, carry, i, *data) ->
     (Carry, metrics, batch)`, the i-th piece of a chunk with what it learned from, for replaying a failure. `make` and
     `env` are what it was built of. `data` is what it learns from besides: given to every call as it is, held once for
-    all members, and never part of a checkpoint. With a `feed`, `feed(i)` on the host is the data of the i-th chunk, of the
-    same shapes for every i, and `data` is `feed(0)`.
+    all members, and never part of a checkpoint. With a `feed`, `feed(i)` on the host is the data of the i-th chunk,
+    of the same shapes for every i, and `data` is `feed(0)`.
     """
 
     init: Callable

@@ -26,8 +26,6 @@ def pairs(env):
 CASES = [
     Case("dynamics", dynamics.make, MODEL, probe.continuous_action, td_cases.offline, read=pairs),
     Case("mopo", mopo.make, LEARNING, probe.continuous_action, td_cases.offline, "penalty", td_cases.seen),
-    Case("lipmbrl", lipmbrl.make, lipmbrl.Config(learning=ONE), probe.continuous_action, td_cases.offline,
-         "coefficient", td_cases.seen),
     Case("lipmbrl_spectral", partial(lipmbrl.make, flatten=lipmbrl.spectral), lipmbrl.Config(learning=ONE, limit=1.0),
          probe.continuous_action, td_cases.offline, "epsilon", td_cases.seen),
 ]  # fmt: skip

@@ -9,7 +9,8 @@ def test_something(case):
 
 import pytest
 
-from tests.contract import cases, denoise_cases, group_cases, latent_cases, td_cases
+from tests.contract import cases, denoise_cases, dice_cases, group_cases, latent_cases, model_cases, td_cases
 
-CASES = [case for family in (cases, td_cases, denoise_cases, latent_cases, group_cases) for case in family.CASES]
+FAMILIES = (cases, td_cases, dice_cases, model_cases, denoise_cases, latent_cases, group_cases)
+CASES = [case for family in FAMILIES for case in family.CASES]
 EVERY_CASE = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
