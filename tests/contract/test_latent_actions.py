@@ -1,0 +1,3 @@
+"""The contract of latent actions."""
+
+from tests.contract.checks import *  # noqa: F403

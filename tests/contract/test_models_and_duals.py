@@ -1,0 +1,6 @@
+"""The contract of models of dynamics, and methods of two stages."""
+
+from tests.contract import dice_cases, model_cases
+from tests.contract.checks import *  # noqa: F403
+
+CASES = dice_cases.CASES + model_cases.CASES

@@ -1,0 +1,3 @@
+"""The contract of PPO in all its kinds."""
+
+from tests.contract.checks import *  # noqa: F403
