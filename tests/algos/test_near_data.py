@@ -10,7 +10,7 @@ import pytest
 from scipy.spatial import cKDTree
 
 from jaxrl_gen import nets, types
-from jaxrl_gen.algos import a2pr, beer, cql, critics, edac, prdc, rebrac, sac, td3, td3_bc
+from jaxrl_gen.algos import a2pr, beer, cql, critics, edac, prdc, rebrac, sac, td3_bc
 from jaxrl_gen.envs import probe
 from jaxrl_gen.losses import critic, value
 from jaxrl_gen.types import Env, Spec

@@ -1,4 +1,4 @@
-"""The contract of models of dynamics, and methods of two stages."""
+"""The contract of models of dynamics, and of methods of two stages."""
 
 from tests.contract import dice_cases, model_cases
 from tests.contract.checks import *  # noqa: F403
