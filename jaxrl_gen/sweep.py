@@ -4,13 +4,15 @@ A swept config has leaves [N] where it was swept, and scalars elsewhere; `loops.
 
     cfgs = sweep.grid(ppo.Config(), lr=[1e-4, 3e-4], gamma=[0.98, 0.99])    # four settings
     cfgs, keys = sweep.cross(cfgs, seeds=8, key=jax.random.key(0))           # 32 members
+
+What a choice among them is worth, whose episodes must be paid for, tells `choose_by_bandit`.
 """
 
 import dataclasses
 import difflib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -182,3 +184,60 @@ def _leaf_names(cfg: Any) -> list[str]:
 def _axes(cfg: Any) -> dict[str, Any]:
     """The swept leaves of a config, by their dotted names."""
     return {name: leaf for name, leaf in _named_leaves(cfg) if jnp.ndim(leaf)}
+
+
+class Chosen(NamedTuple):
+    """What choosing by a bandit is worth after each evaluation episode; leaves [pulls], over trials."""
+
+    mean: np.ndarray
+    low: np.ndarray  # 95 % interval of the mean
+    high: np.ndarray
+
+
+def choose_by_bandit(
+    returns: np.ndarray, pulls: int, *, policies: int = 8, trials: int = 500, exploration: float = 2.0, seed: int = 0
+) -> Chosen:
+    """What one gets who trains policies with several settings, and may play so many episodes to choose among them.
+
+    In each trial some policies are drawn without replacement, and each pull plays one episode of the policy with the
+    largest mean + spread sqrt(exploration log t / n), those never played first. What counts after each pull is the true
+    mean of the policy whose mean looks best then. So the price of tuning is part of a method's score.
+
+    Args:
+      returns: [K, N], of N episodes of each of K trained policies: settings, or settings and seeds.
+      pulls: episodes.
+      policies: drawn in each trial, at most K.
+      trials: repetitions.
+      exploration: of the upper confidence bound, above 0; the spread is that of all returns.
+      seed: of the trials.
+    Returns:
+      Chosen.
+    Raises:
+      ValueError: if returns are not [K, N] and finite, or a number is below 1 or above what there is.
+    Reference: Jackson et al. 2025, arXiv 2504.11453, section 3 (their evaluation procedure); Auer et al. 2002 (UCB1)
+    """
+    returns = np.asarray(returns, float)
+    if returns.ndim != 2 or not returns.size or not np.all(np.isfinite(returns)):
+        raise ValueError(f"returns have shape {returns.shape}; allowed: finite numbers [policies, episodes]")
+    for name, number, most in (
+        ("pulls", pulls, np.inf),
+        ("policies", policies, len(returns)),
+        ("trials", trials, np.inf),
+    ):
+        if not 1 <= number <= most:
+            raise ValueError(f"{name} is {number}; allowed: 1 to {most:g}")
+    rng, truth, spread = np.random.default_rng(seed), returns.mean(1), np.ptp(returns)
+    arms = np.argsort(rng.random((trials, len(returns))), 1)[:, :policies]  # of each trial, without replacement
+    total, played, each = np.zeros((trials, policies)), np.zeros((trials, policies)), np.arange(trials)
+    worth = np.empty((pulls, trials))
+    for t in range(pulls):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mean = total / played
+            bound = mean + spread * np.sqrt(exploration * np.log(t + 1) / played)
+        arm = np.argmax(np.where(played > 0, bound, np.inf), 1)
+        total[each, arm] += returns[arms[each, arm], rng.integers(0, returns.shape[1], trials)]
+        played[each, arm] += 1
+        best = np.argmax(np.where(played > 0, total / np.maximum(played, 1), -np.inf), 1)
+        worth[t] = truth[arms[each, best]]
+    error = 1.96 * worth.std(1) / np.sqrt(trials)
+    return Chosen(worth.mean(1), worth.mean(1) - error, worth.mean(1) + error)

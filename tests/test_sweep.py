@@ -186,3 +186,52 @@ def test_member_of_a_sweep_equals_the_single_run_in_one_trace():
             np.testing.assert_allclose(metrics[name][i], value, rtol=1e-3, atol=1e-5, err_msg=name)
     params = jax.tree.leaves(carry.state.params)[-1].reshape(8, -1)
     assert len(np.unique(np.asarray(params), axis=0)) == 8  # every member went its own way
+
+
+# ------------------------------------------------------------------------------------------------ choosing by a bandit
+
+
+def test_one_episode_chooses_nothing_and_enough_choose_the_best():
+    """Of policies whose episodes are all alike: the mean of all at first, and of the best of each draw in the end."""
+    level = np.array([3.0, -1.0, 7.0, 2.0, 5.0])
+    chosen = sweep.choose_by_bandit(np.repeat(level[:, None], 4, 1), 12, policies=3, trials=20_000)
+    best_of_three = np.mean([max(level[list(drawn)]) for drawn in itertools.combinations(range(5), 3)])
+    assert chosen.mean[0] == pytest.approx(level.mean(), abs=0.08)
+    np.testing.assert_allclose(chosen.mean[2:], best_of_three, atol=0.05)  # by then each was played once
+    assert np.all(chosen.low <= chosen.mean) and np.all(chosen.mean <= chosen.high)
+
+
+def test_with_two_noisy_policies_the_first_choice_is_a_coin_that_is_known():
+    """After one episode of each, the worse looks better as often as two draws say, and later ever more rarely."""
+    returns = np.array([[0.0, 10.0], [4.0, 5.0]])  # means 5 and 4.5; the first looks worse at 0, half of the time
+    chosen = sweep.choose_by_bandit(returns, 200, policies=2, trials=20_000, seed=3)
+    assert chosen.mean[1] == pytest.approx(0.5 * 5.0 + 0.5 * 4.5, abs=0.01)
+    assert chosen.mean[-1] > chosen.mean[1] + 0.1
+
+
+def test_noise_is_explored_as_a_loop_says():
+    """One trial, pull by pull, against a loop over lists."""
+    rng = np.random.default_rng(5)
+    returns = rng.normal(size=(4, 6)) + np.arange(4)[:, None]
+    found = sweep.choose_by_bandit(returns, 30, policies=4, trials=1, seed=11)
+    rng = np.random.default_rng(11)
+    arms = np.argsort(rng.random((1, 4)), 1)[0]
+    lists, spread = [[] for _ in range(4)], returns.max() - returns.min()
+    for t in range(30):
+        bounds = [np.mean(x) + spread * np.sqrt(2.0 * np.log(t + 1) / len(x)) if x else np.inf for x in lists]
+        arm = bounds.index(max(bounds))
+        lists[arm].append(returns[arms[arm], rng.integers(0, 6, 1)[0]])
+        means = [np.mean(x) if x else -np.inf for x in lists]
+        assert found.mean[t] == pytest.approx(returns[arms[means.index(max(means))]].mean())
+
+
+def test_what_a_bandit_refuses():
+    fine = np.zeros((3, 2))
+    for returns, arguments, said in (
+        (np.zeros(3), {}, r"returns have shape \(3,\); allowed: finite numbers"),
+        (np.full((3, 2), np.nan), {}, "allowed: finite numbers"),
+        (fine, {"policies": 4}, "policies is 4; allowed: 1 to 3"),
+        (fine, {"pulls": 0}, "pulls is 0; allowed: 1 to inf"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            sweep.choose_by_bandit(returns, **{"pulls": 3, "policies": 2} | arguments)

@@ -1,4 +1,4 @@
-"""Logs of this toolkit's own PPO on an MJX task, after D4RL's protocol: random, medium, medium-replay and expert.
+"""Logs of this toolkit's own PPO, after D4RL's protocol: random, medium, medium-replay and expert.
 
 Run:      python -m experiments.datasets.own_logs
 Hardware: not measured
@@ -17,7 +17,7 @@ from jaxrl_gen import loops
 from jaxrl_gen.algos import ppo
 from jaxrl_gen.data import arrays, trajectory
 from jaxrl_gen.data.trajectory import Dataset
-from jaxrl_gen.envs import playground, wrap
+from jaxrl_gen.envs import brax, playground, wrap
 from jaxrl_gen.types import Env, PyTree, Transition, strong
 
 LANES, STEPS = 64, 64  # of a rollout
@@ -30,7 +30,8 @@ class Logs:
 
     folder: Path = Path("datasets")
     seed: int = 0
-    task: str = "CartpoleSwingup"  # of MuJoCo Playground
+    task: str = "CartpoleSwingup"  # of MuJoCo Playground, or, as brax/hopper, of brax
+    backend: str = "spring"  # of brax
     total_steps: float = 2e6  # of PPO, whose last policy is the expert
     episodes: int = 100  # of random, medium and expert each
     replay_steps: int = 200_000  # of medium-replay at most, the latest before the medium policy
@@ -82,7 +83,8 @@ def replayed(logged: list[Transition], steps: int) -> Dataset:
 
 def main(command: Logs) -> None:
     """Train, choose the policies, let each play, and write it all down."""
-    env = playground.make(command.task)
+    suite, _, task = command.task.rpartition("/")
+    env = brax.make(task, backend=command.backend) if suite == "brax" else playground.make(command.task)
     updates = round(command.total_steps / (LANES * STEPS))
     cfg = strong(dataclasses.replace(command.algo, lr_updates=float(updates)))
     key_train, *keys = jax.random.split(jax.random.key(command.seed), 4)
@@ -104,11 +106,11 @@ def main(command: Logs) -> None:
     made["medium"] = played(states[middle], keys[2])
     made["medium_replay"] = replayed(logged[:middle], command.replay_steps)
     about = {
-        "task": f"{command.task} of MuJoCo Playground", "medium after steps": middle * STEPS * LANES,
-        "normalised": "100 (return - random) / (expert - random)",
+        "task": f"{task} of {f'brax, {command.backend}' if suite else 'MuJoCo Playground'}",
+        "medium after steps": middle * STEPS * LANES, "normalised": "100 (return - random) / (expert - random)",
     }  # fmt: skip
-    for name, data in made.items():
-        path = command.folder / f"{command.task.lower()}_{name}.npz"
+    for kind, data in made.items():
+        path = command.folder / f"{task.lower()}_{kind}.npz"
         arrays.write_d4rl(path, data)
         describe(path, data, command.seed, ends, **about)
 

@@ -45,6 +45,30 @@ def time_limit(env: Env, steps: int) -> Env:
     return _over(env, reset, step)._replace(spec=env.spec._replace(time_limit=steps))
 
 
+def scored(env: Env, low: float, high: float) -> Env:
+    """Rewards whose sum over an episode is its normalised score, 100 (return - low) / (high - low), for evaluation.
+
+    Args:
+      env: one lane.
+      low: the return that scores 0, such as a random policy's.
+      high: the return that scores 100, such as an expert's.
+    Returns:
+      Env; `low` is taken from the reward of an episode's last step.
+    Raises:
+      ValueError: if the two are the same.
+    Reference: Fu et al. 2020, arXiv 2004.07219 (D4RL), section 5
+    """
+    if low == high:
+        raise ValueError(f"low and high are both {low}; allowed: two returns that differ")
+
+    def step(state, action, key):
+        state, obs, outcome = env.step(state, action, key)
+        reward = 100.0 / (high - low) * (outcome.reward - low * ended(outcome))
+        return state, obs, outcome._replace(reward=reward)
+
+    return env._replace(step=step)
+
+
 def action_repeat(env: Env, times: int) -> Env:
     """Apply each action `times` times and sum the rewards, stopping at the end of the episode.
 

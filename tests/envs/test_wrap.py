@@ -296,3 +296,17 @@ def test_refusals():
         wrap.pooled(env, 2, cost=0.0)
     with pytest.raises(ValueError, match="together is 3; it must divide the 8 lanes"):
         wrap.pooled(env, 8, together=3)
+
+
+def test_scores_sum_to_100_where_the_return_is_the_higher_one():
+    """Over whole episodes of both kinds of end."""
+    for env in (probe.terminating(steps=4, reward=2.0), probe.truncating(steps=4, reward=2.0)):  # their return is 8
+        for low, high, expected in ((0.0, 8.0, 100.0), (8.0, 20.0, 0.0), (-2.0, 3.0, 200.0)):
+            found = wrap.scored(env, low, high)
+            (state, _), total = found.reset(jax.random.key(0)), 0.0
+            for _ in range(4):
+                state, _, outcome = found.step(state, jnp.zeros(1), jax.random.key(1))
+                total += float(outcome.reward)
+            assert total == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(ValueError, match="low and high are both 3.0; allowed: two returns that differ"):
+        wrap.scored(env, 3.0, 3.0)
