@@ -8,7 +8,6 @@ from tests.house import source
 
 NOTEBOOKS = sorted((source.ROOT / "notebooks").glob("*.ipynb"))
 MOST_CODE_CELLS = 12
-AS_USERS_DO = "00_tour"  # compiled at the level that users have; the others as all tests are, see conftest.py
 
 
 def code_cells(path):
@@ -24,8 +23,7 @@ def test_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
     from nbclient import NotebookClient
 
     monkeypatch.setenv("FAST", "1")
-    if path.stem == AS_USERS_DO:
-        monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # compiled as users compile it: it runs longer than it compiles
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(source.ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook, cells = code_cells(path)
     NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
