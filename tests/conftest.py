@@ -13,3 +13,8 @@ from hypothesis import settings  # noqa: E402
 
 settings.register_profile("house", deadline=None, derandomize=True, max_examples=20)
 settings.load_profile("house")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest file first: what begins last keeps one worker busy while the others wait."""
+    items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
