@@ -1,7 +1,7 @@
 """TD3+BC that keeps close to the better of two actions: the data's, and one like those that were better than average.
 
 A conditional autoencoder learns the data's actions whose advantage is positive; of what it makes of the policy's action
-and of what was done, the one with the larger advantage is what the actor keeps close to, where either is any good.
+and of the data's action, the one with the larger advantage is what the actor keeps close to, where either is any good.
 
 Reference: Liu et al. 2024, arXiv 2405.19909. Different from its release: what the autoencoder proposes is a constant to
 the actor.

@@ -34,8 +34,8 @@ def make(cfg: Config, spec: Spec, **parts) -> Algorithm:
       parts: of `td3_bc.make`.
     Returns:
       Algorithm whose batch is a Transition of windows, leaves `[H, B, ...]`, with `extras["next_action"]` and
-      `extras["next_known"]` of `data.sampling.transitions(..., next_actions=True)`. After an episode's last row nothing
-      was done, and nothing is taken.
+      `extras["next_known"]` of `data.sampling.transitions(..., next_actions=True)`. After an episode's last row there
+      is no action, and nothing is taken.
     Raises:
       ValueError: if a batch has no next actions.
     """
