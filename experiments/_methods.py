@@ -69,7 +69,8 @@ def on_part(method: Method, part: str) -> Method:
     Raises:
       ValueError: if no file defines it.
     """
-    for path in sorted(PACKAGE.rglob("*.py")):
+    losses_first = lambda path: (path.parent.name != "losses", path)  # a readout is called as the distribution it learns
+    for path in sorted(PACKAGE.rglob("*.py"), key=losses_first):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and node.name == part:
                 return method._replace(name=f"{method.name} on {part}", file=_from_root(path), line=sentence(node))
