@@ -1,9 +1,11 @@
 """Generators of datasets: each a command that writes files with their cards, and functions that experiments call.
 
-    point_maze       expert, medium, noisy, stitching; in three mazes
-    ogbench_play     play of OGBench's point maze and cube; `task` labels it, `success` evaluates a policy
-    metaworld_demos  demonstrations of three Meta-World tasks; `success` evaluates a policy
-    own_logs         random, medium, medium-replay, expert, from PPO on an MJX task
+    point_maze       expert, medium, noisy, stitching, narrow; in three mazes
+    ogbench_play     play of OGBench's point maze, also to be stitched, cube and scene; `task` labels it, `judge`
+                     evaluates a policy
+    metaworld_demos  demonstrations of three Meta-World tasks; `judge` evaluates a policy
+    own_logs         random, medium, medium-replay, expert, from PPO on a task of Playground or brax; `references`
+                     of normalised scores
     reading_speed    how fast files are read
 
 Scores on data made here compare with each other, and never with published ones.

@@ -30,7 +30,31 @@ def episodes(env: Env, act: Callable, key: jax.Array, count: int, *, lanes: int 
     Returns:
       Dataset of `count` episodes.
     """
-    env, played = wrap.quarantine(env), []
+    play = _playing(env, act, lanes)
+    played = [play(key) for key in jax.random.split(key, -(-count // lanes))]
+    return trajectory.select(trajectory.joined(*played), np.arange(count))
+
+
+def whole(env: Env, act: Callable, key: jax.Array, steps: int, *, lanes: int = 100) -> Dataset:
+    """Whole episodes until they have so many steps together, so that a policy that soon falls gives as much data.
+
+    Args:
+      env, act, key, lanes: as of `episodes`.
+      steps: at least.
+    Returns:
+      Dataset of as many episodes as it takes, a multiple of the lanes.
+    """
+    play, played, missing = _playing(env, act, lanes), [], steps
+    while missing > 0:
+        key, now = jax.random.split(key)
+        played.append(play(now))
+        missing -= len(played[-1].reward)
+    return trajectory.joined(*played)
+
+
+def _playing(env: Env, act: Callable, lanes: int) -> Callable:
+    """`key -> Dataset` of one whole episode of every lane."""
+    env = wrap.quarantine(env)
 
     @jax.jit
     def play(key):
@@ -48,12 +72,12 @@ def episodes(env: Env, act: Callable, key: jax.Array, count: int, *, lanes: int 
         over = jnp.zeros((lanes,), bool)
         return jax.lax.scan(step, (state, obs, over), jax.random.split(key_steps, env.spec.time_limit))[1]
 
-    for key in jax.random.split(key, -(-count // lanes)):
+    def recorded(key):
         rows, lived = jax.device_get(play(key))
-        keep = np.swapaxes(lived, 0, 1)[: count - lanes * len(played)]
-        flat = jax.tree.map(lambda x: np.swapaxes(x, 0, 1)[: len(keep)][keep], rows)
-        played.append(trajectory.from_rows(flat))
-    return trajectory.joined(*played)
+        lived = np.swapaxes(lived, 0, 1)
+        return trajectory.from_rows(jax.tree.map(lambda x: np.swapaxes(x, 0, 1)[lived], rows))
+
+    return recorded
 
 
 class Succeeding:
@@ -107,10 +131,10 @@ def describe(path: Path, data: Dataset, seed: int, scores: dict[str, float], **a
     print(f"{path}: {checks.summary(data)}; return {returns.min():.4g} to {returns.max():.4g}")
 
 
-def cli(main: Callable[[Any], None], kind: type) -> None:
+def cli(main: Callable[[Any], None], kind: type, default: Any = None) -> None:
     """Read a generator's flags and run it; an error of the user's is one line and exit code 2."""
     try:
-        main(tyro.cli(kind, description=main.__doc__))
+        main(tyro.cli(kind, description=main.__doc__, default=default or kind()))
     except (ValueError, ModuleNotFoundError, FileNotFoundError, FileExistsError, PermissionError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -1,4 +1,4 @@
-"""Point-maze data by the way-point expert: expert, medium, noisy and stitching, in three mazes.
+"""Point-maze data by the way-point expert: expert, medium, noisy, stitching and narrow, in three mazes.
 
 Run:      python -m experiments.datasets.point_maze
 Hardware: not measured
@@ -25,7 +25,7 @@ Maze = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class PointMaze:
-    """Twelve files in D4RL's layout, with their cards."""
+    """Fifteen files in D4RL's layout, with their cards."""
 
     folder: Path = Path("datasets")
     seed: int = 0
@@ -89,13 +89,24 @@ def stitching(maze: Maze, key: jax.Array, count: int, reward: Callable = point_m
     return trajectory.relabelled(data, reward(distance, reached), reached)
 
 
+def narrow(maze: Maze, key: jax.Array, count: int, reward: Callable = point_maze.sparse) -> Dataset:
+    """The expert all but without noise from eight places of the start: eight ways, each gone again and again.
+
+    They soon meet, and what lies beside them, such as the rest of the start where a policy is judged, is in no row.
+    """
+    key_starts, key = jax.random.split(key)
+    env, starts = point_maze.make(maze, reward=reward), jax.random.split(key_starts, 8)
+    few = env._replace(reset=lambda key: env.reset(starts[jax.random.randint(key, (), 0, len(starts))]))
+    return episodes(few, policy(maze, noise=0.02), key, count)
+
+
 def _seen(maze: Maze, mark: str) -> np.ndarray:
     """The first place with a mark, [2], as it is observed."""
     middle = point_maze.centres(maze, mark)[0]
     return np.asarray(point_maze.observe(maze, point_maze.Point(middle, middle)))[2:]
 
 
-KINDS = {"expert": expert, "medium": medium, "noisy": noisy, "stitching": stitching}
+KINDS = {"expert": expert, "medium": medium, "noisy": noisy, "stitching": stitching, "narrow": narrow}
 
 
 def scores(maze: Maze, key: jax.Array, count: int = 256) -> dict[str, float]:

@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
+from scipy.sparse import csgraph, csr_matrix
 
 from experiments.datasets import _recording, metaworld_demos, ogbench_play, own_logs, point_maze
 from jaxrl_gen import evaluate
+from jaxrl_gen.algos import ppo
 from jaxrl_gen.data import arrays, card, trajectory
 from jaxrl_gen.envs import probe, wrap
 from jaxrl_gen.envs.tasks import point_maze as maze
@@ -18,6 +21,12 @@ def test_episodes_are_whole_and_as_many_as_asked_for():
     data = _recording.episodes(env, lambda obs, key: jnp.zeros((len(obs), 1)), jax.random.key(0), 5, lanes=2)
     assert trajectory.lengths(data).tolist() == [5] * 5 and data.terminated.sum() == 5
     assert trajectory.returns(data).tolist() == [5.0] * 5
+
+
+def test_whole_episodes_are_played_until_there_are_enough_steps():
+    env = wrap.time_limit(probe.terminating(5), 7)
+    data = _recording.whole(env, lambda obs, key: jnp.zeros((len(obs), 1)), jax.random.key(0), 21, lanes=2)
+    assert trajectory.lengths(data).tolist() == [5] * 6
 
 
 def test_stitching_never_leads_from_start_to_goal():
@@ -44,10 +53,48 @@ def test_the_expert_is_better_than_the_medium_and_the_noisy_policy():
     assert lengths["expert"] < 0.6 * min(lengths["medium"], lengths["noisy"])
 
 
+def test_narrow_data_are_eight_ways_that_the_expert_goes():
+    data = point_maze.narrow(maze.U_MAZE, jax.random.key(2), 60)
+    first, rows = np.asarray(data.start)[:-1], trajectory.to_rows(data)
+    assert len(np.unique(rows.obs[first], axis=0)) == 8 and rows.terminated.sum() == 60
+    best = np.asarray(jax.vmap(maze.oracle(maze.U_MAZE))(rows.obs))
+    assert 0 < np.abs(rows.action - best).mean() < 0.02
+
+
 def test_medium_is_a_third_of_the_way():
     returns = np.array([np.nan, 0, 3, 3, 6, 9, 12, 15])
     assert own_logs.halfway(returns, 0.0, 24.0, over=2) == 7  # (9 + 12) / 2 is the first above 8
     assert own_logs.halfway(returns, 0.0, 240.0, over=2) == 8
+    with pytest.raises(ValueError, match="the expert returns 3, and a random policy 3: expected more"):
+        own_logs.halfway(returns, 3.0, 3.0)
+
+
+def test_logs_of_ppo_from_random_to_expert(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(own_logs, "LANES", 32)
+    monkeypatch.setattr(own_logs, "STEPS", 8)
+    algo = ppo.Config(lr=1e-3, minibatches=2, actor_hidden=(16,), critic_hidden=(16,))
+    command = own_logs.Logs(total_steps=200 * 256, steps=2000, replay_steps=1000, algo=algo)
+    made, ends, steps = own_logs.record(probe.continuous_action(), command)
+    assert "0.05 M of 0.05 M steps, return 0." in capsys.readouterr().out
+    # A uniform action is 1/3 + 1/4 away from the best one in the mean of squares, and the best policy's return is 1.
+    assert ends["random/return"] == pytest.approx(1 - 7 / 12, abs=0.03) and 0.8 < ends["expert/return"] < 1
+    means = {kind: trajectory.returns(data).mean() for kind, data in made.items()}
+    share = lambda kind: (means[kind] - means["random"]) / (means["expert"] - means["random"])
+    assert 0.1 < share("medium") < 0.7 and share("medium_replay") < share("medium") + 0.1
+    assert 2560 <= steps < 200 * 256 and steps % 256 == 0
+    counts = {kind: len(data.reward) for kind, data in made.items()}
+    assert counts == {"random": 2000, "expert": 2000, "medium": 2000, "medium_replay": 768}
+    arrays.write_d4rl(tmp_path / "medium.npz", made["medium"])
+    _recording.describe(tmp_path / "medium.npz", made["medium"], 0, ends)
+    assert own_logs.references(tmp_path / "medium.npz") == (means["random"], means["expert"])
+
+
+def test_tasks_of_own_logs_have_defaults_that_flags_change():
+    flags = ["--task", "brax/hopper", "--algo.lr", "0.01"]
+    command = tyro.cli(own_logs.Logs, args=flags, default=own_logs.defaults(flags))
+    assert command.task == "brax/hopper" and command.total_steps == 4e6
+    assert (command.algo.lr, command.algo.gamma, command.algo.minibatches) == (0.01, 0.99, 32)
+    assert own_logs.defaults([]) == own_logs.Logs()
 
 
 def test_a_replay_is_the_last_rollouts_lane_by_lane(monkeypatch):
@@ -111,6 +158,57 @@ def test_play_of_ogbench_and_its_tasks(tmp_path):
     near = np.linalg.norm(rows.next_obs - goal, axis=1) <= 1.0
     np.testing.assert_array_equal(rows.terminated, near)
     np.testing.assert_array_equal(rows.reward, near - 1.0)
+
+
+def test_play_to_be_stitched_stays_four_cells_away(tmp_path):
+    pytest.importorskip("ogbench")
+    name, path = "pointmaze-medium-stitch-v0", tmp_path / "stitch.npz"
+    assert ogbench_play.file(name) == ogbench_play.file("pointmaze-medium-stitch-singletask-task2-v0") == (
+        "pointmaze_medium_stitch.npz"
+    )  # fmt: skip
+    assert ogbench_play.file("pointmaze-medium-v0") == "pointmaze_medium_play.npz"
+    ogbench_play.write(path, name, 4, seed=1)
+    data = ogbench_play.task(path, "pointmaze-medium-stitch-singletask-task1-v0")
+    rows, free = trajectory.to_rows(data), ogbench_play._make(name, 0).unwrapped.maze_map == 0
+    assert len(rows.reward) == 800 and card.read(path)["environment"] == "pointmaze-medium-v0"
+    cells = np.arange(free.size).reshape(free.shape)
+    pairs = [(cells[:, :-1], cells[:, 1:], free[:, :-1] & free[:, 1:])]
+    pairs += [(cells[:-1], cells[1:], free[:-1] & free[1:])]
+    pairs = np.array([pair for x, y, open in pairs for pair in zip(x[open], y[open])])
+    far = csgraph.shortest_path(csr_matrix((np.ones(len(pairs)), pairs.T), shape=(free.size,) * 2), directed=False)
+    episodes = np.asarray(data.extras["qpos"]).reshape(4, 200, 2)
+    at = np.round(episodes / 4 + 1).astype(int)  # cells are 4 wide, and the first has its middle at -4
+    cell = cells[at[..., 1], at[..., 0]]
+    away = far[cell[:, :1], cell]
+    assert (away[:, -20:] == 4).all() and away.max() == 4 and len(np.unique(cell[:, 0])) > 1
+    with pytest.raises(ValueError, match="scene-stitch-v0 is no maze"):
+        ogbench_play.write(path, "scene-stitch-v0", 1)
+
+
+def test_play_in_a_scene_moves_one_thing_after_the_other(tmp_path):
+    pytest.importorskip("ogbench")
+    name, path = "scene-play-singletask-task2-v0", tmp_path / ogbench_play.file("scene-v0")
+    assert path.name == ogbench_play.file(name) == "scene_play.npz"
+    arrays.save(path, ogbench_play.play_things("scene-v0", 2, 300, seed=0))
+    data = ogbench_play.task(path, name)
+    rows, env = trajectory.to_rows(data), ogbench_play._make(name, 0).unwrapped
+    state = np.concatenate([data.extras["qpos"], data.extras["button_states"]], 1).reshape(2, 300, -1)
+    moved = np.ptp(state, axis=1).max(0)  # within an episode
+    assert sum((moved[14:17].max() > 0.1, moved[23] > 0.1, moved[24] > 0.1, moved[25:].max() == 1)) >= 3
+    qpos, buttons = np.asarray(data.extras["qpos"]), np.asarray(data.extras["button_states"])
+    env.reset()
+    for row in range(0, len(rows.reward) - 1, 37):
+        if not (rows.terminated | rows.truncated)[row]:
+            env.set_state(np.float64(qpos[row + 1]), np.float64(data.extras["qvel"][row + 1]), buttons[row + 1])
+            assert rows.reward[row] == env.compute_reward(), row
+    assert rows.reward.min() >= -5 and len(np.unique(rows.reward)) > 1
+    np.testing.assert_array_equal(rows.terminated, rows.reward == 0)
+
+
+def test_a_cube_out_of_sight_is_told_from_one_in_the_drawer():
+    at = lambda y, z: {"qpos": np.concatenate([np.zeros((1, 14)), [[0.4, y, z]], np.zeros((1, 8))], 1)}
+    seen = {(0.0, 0.02): True, (-0.35, 0.065): True, (0.3, 0.02): False, (-0.35, 0.02): False, (-0.35, 0.1): False}
+    assert {place: ogbench_play._in_sight(at(*place)) for place in seen} == seen
 
 
 def test_success_is_a_reward_of_one_and_an_end():
