@@ -8,6 +8,9 @@ is said of a method is read from its source, and a test holds them together. An 
 measures that one; another has a line in its header that says which methods it measures with which flags, such as
 `Method: iql; bc: --clone`, or, where a flag takes the name of a method, or of the part it
 is on, `Method: grpo; dapo, rloo: --method NAME`.
+
+Of an experiment with a line such as `Table: offline, by task, data` in its header, each value of these fields makes a
+column of the README's table of that name, whose rows are methods. The table of all methods tells its default column.
 """
 
 import json
@@ -35,6 +38,9 @@ class Entry(NamedTuple):
     command: str
     result: dict | None  # None: not measured yet
     unit: str  # of its steps
+    table: str = ""  # that compares it with other experiments, if any
+    column: tuple[str, ...] = ()  # there: the values of the fields that make it
+    usual: bool = True  # whether these are the defaults
 
 
 def record(run: Path) -> Path:
@@ -79,13 +85,23 @@ def header(source: str, result: dict) -> str:
 
 def measures(source: str) -> list[tuple[str, str]]:
     """(method, flags with which it is measured) of an experiment, as its header tells, or else its one algorithm."""
-    told = re.search(r"^Method: +(.+)$", source, re.M)
+    told = re.search(r"^Method: +(.+(?:\n {10}.+)*)$", source, re.M)
     imported = re.search(r"^from jaxrl_gen.algos import (\w+)$", source, re.M)
     ways = []
-    for part in told[1].split("; ") if told else [imported[1]] if imported else []:
+    for part in " ".join(told[1].split()).split("; ") if told else [imported[1]] if imported else []:
         names, _, flags = part.partition(": ")
         ways += [(name, flags.replace("NAME", name.split()[-1])) for name in names.split(", ")]
     return ways
+
+
+def compared(source: str) -> tuple[str, dict[str, str]]:
+    """The table in which an experiment stands, and the fields that make its columns there with their defaults."""
+    told = re.search(r"^Table: +(\w+), by (.+)$", source, re.M)
+    fields = told[2].split(", ") if told else []
+    defaults = {field: re.search(rf'^    {field}: .*static\("(.+?)"\)', source, re.M) for field in fields}
+    if unknown := [field for field, default in defaults.items() if default is None]:
+        raise ValueError(f"Table: by {', '.join(unknown)}; allowed: static fields of the experiment that are words")
+    return told[1] if told else "", {field: default[1] for field, default in defaults.items()}
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
@@ -99,6 +115,8 @@ def entries() -> Iterator[Entry]:
         ways = measures(source)
         unit = re.search(r"^    total_steps: .*  # (\w+)", source, re.M)
         unit = unit[1] if unit else "steps"
+        name_of_table, defaults = compared(source)
+        usual = tuple(defaults.values())
         missing = dict.fromkeys(ways)
         for name, result in records.items():
             if not result.get("score") or result.get("experiment", "").partition(".")[0] != path.stem:
@@ -108,12 +126,15 @@ def entries() -> Iterator[Entry]:
             if not fitting:
                 raise ValueError(f"{path.name} does not say what {result['command']} measures: give it a line Method:")
             way = max(fitting, key=lambda way: len(way[1]))
-            missing.pop(way, None)
-            yield Entry(way[0], name, result["command"], result, unit)
+            column = tuple(result["config"]["static"].get(field, default) for field, default in defaults.items())
+            if column == usual:
+                missing.pop(way, None)
+            yield Entry(way[0], name, result["command"], result, unit, name_of_table, column, column == usual)
         for method, flags in missing:
             name = "_".join([path.stem, *(word.lstrip("-").replace("-", "_") for word in flags.split()[-1:])])
             flags = f" {flags} --name {name}" if flags else ""
-            yield Entry(method, name, f"python -m experiments.{path.stem}{flags}", None, unit)
+            command = f"python -m experiments.{path.stem}{flags}"
+            yield Entry(method, name, command, None, unit, name_of_table, usual)
 
 
 def methods() -> list[tuple[_methods.Method, list[Entry]]]:
@@ -141,9 +162,27 @@ def table() -> str:
         plain, _, part = method.name.partition(" on ")
         name = f"[`{plain}`]({method.file})" if not part else f"`{plain}` on [`{part}`]({method.file})"
         about = [name, title(method.family), method.line]
-        for entry in found or [None]:
+        usual = [entry for entry in found if entry.usual]
+        # What a table across experiments shows as not measured is no row here, but where nothing else is known.
+        for entry in [entry for entry in usual if entry.result or not entry.table] or usual[:1] or [None]:
             lines.append(f"| {' | '.join([*about, *_measured(entry)])} |")
             about = ["", "", ""]
+    return "\n".join(lines)
+
+
+def across(name: str) -> str:
+    """A table of the README, methods by data of several experiments, whose figures are links to the records."""
+    rows = {method.name: [entry for entry in found if entry.table == name] for method, found in methods()}
+    rows = {method: found for method, found in rows.items() if found}
+    place = lambda entry: (_file(entry), not entry.usual, entry.column)
+    columns: dict[tuple, list[Entry]] = {at: [] for at in sorted(place(e) for found in rows.values() for e in found)}
+    for entry in (entry for found in rows.values() for entry in found if entry.result):
+        columns[place(entry)].append(entry)
+    lines = [f"| {' | '.join(['method', *_titles(columns)])} |", f"|{' --- |' * (1 + len(columns))}"]
+    for method, found in rows.items():
+        linked = lambda entry: f"[{_figures(entry.result)}](experiments/results/{entry.name}.json)"
+        cells = ["; ".join(linked(entry) for entry in here if entry in found) or "-" for here in columns.values()]
+        lines.append(f"| {' | '.join([f'`{method}`', *cells])} |")
     return "\n".join(lines)
 
 
@@ -169,7 +208,7 @@ def title(family: str) -> str:
 
 def with_tables(readme: str) -> str:
     """The README with today's tables between their marks."""
-    for mark, written in {"families": families(), "results": table()}.items():
+    for mark, written in {"families": families(), "results": table(), "offline": across("offline")}.items():
         pattern = rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)"
         readme = re.sub(pattern, lambda m: f"{m[1]}{written}\n{m[2]}", readme, flags=re.S)
     return readme
@@ -179,18 +218,35 @@ def _measured(entry: Entry | None) -> list[str]:
     """Command, with a link to the file whose header says more, result and minutes."""
     if entry is None:
         return ["", "not measured yet", ""]
-    file = entry.command.split()[2].replace(".", "/")  # python -m experiments.ppo_ant ...
-    command = f"[`{entry.command}`]({file}.py)"
+    command = f"[`{entry.command}`]({_file(entry)})"
     if entry.result is None:
         return [command, "not measured yet", ""]
     score, steps = entry.result["score"], entry.result["steps"]
     taken = f"{steps / 1e6:.2g} M" if steps >= 1e6 else f"{steps:,.0f}"
     return [
         command,
-        f"{score['what']}: {score['iqm']:.4g} ({score['low']:.4g} to {score['high']:.4g}), {score['runs']} seeds of "
-        f"{taken} {entry.unit}",
+        f"{score['what']}: {_figures(entry.result)}, {score['runs']} seeds of {taken} {entry.unit}",
         f"{entry.result['seconds']['total'] / 60:.1f}",
     ]
+
+
+def _figures(result: dict) -> str:
+    """IQM and its interval."""
+    return "{iqm:.4g} ({low:.4g} to {high:.4g})".format(**result["score"])
+
+
+def _titles(columns: dict[tuple, list[Entry]]) -> Iterator[str]:
+    """Of each column, by (file, unusual, values of fields): the experiment, the data, and what was measured on them."""
+    for (file, _, values), found in columns.items():
+        whats = dict.fromkeys(entry.result["score"]["what"] for entry in found)
+        for value in values:
+            whats = dict.fromkeys(what.replace(f" in {value}", "") for what in whats)  # said already
+        yield "<br>".join([f"[`{Path(file).stem}`]({file})", ", ".join(values), *whats])
+
+
+def _file(entry: Entry) -> str:
+    """The experiment's, from the root."""
+    return entry.command.split()[2].replace(".", "/") + ".py"  # python -m experiments.ppo_ant ...
 
 
 def _picture(found: list[Entry]) -> str:

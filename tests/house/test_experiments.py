@@ -10,7 +10,7 @@ import shlex
 import pytest
 import tyro
 
-from experiments import publish
+from experiments import _offline, publish
 from jaxrl_gen import launch, record
 from tests.house import source
 
@@ -124,11 +124,25 @@ def test_it_says_which_methods_it_measures_and_with_which_flags(path):
         assert not flags or tyro.cli(kind, args=shlex.split(flags)) != kind()
 
 
+def experiment(result):
+    """The class of the experiment that a record is of."""
+    stem, _, kind = result["experiment"].partition(".")
+    return getattr(importlib.import_module(f"experiments.{stem}"), kind)
+
+
+def of_the_defaults(result) -> bool:
+    """Whether the data that a record is of are those of the experiment by default."""
+    _, fields = publish.compared((publish.HERE / f"{result['experiment'].partition('.')[0]}.py").read_text())
+    kind, told = experiment(result), result["config"]["static"]
+    return all(told.get(field, getattr(kind(), field)) == getattr(kind(), field) for field in fields)
+
+
 README = publish.README.read_text(encoding="utf-8")
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in re.search(r"<!-- results -->\n(.*?)<!-- /results -->", README, re.S)[1].splitlines()[2:]
 ]
+CELLS = re.search(r"<!-- offline -->\n(.*?)<!-- /offline -->", README, re.S)[1].splitlines()[2:]
 
 
 def test_the_readme_tables_are_todays():
@@ -139,12 +153,21 @@ def test_the_readme_tables_are_todays():
     "path", sorted(set(RESULTS.glob("*.json")) - set(RESULTS.glob("benchmark_*"))), ids=lambda path: path.stem
 )
 def test_a_record_is_told_once_in_the_readme(path):
+    """In the table of methods; what has other data than the defaults only in the table that compares them."""
     result = json.loads(path.read_text())
-    ((*_, told, minutes),) = [row for row in ROWS if row[3].startswith(f"[`{result['command']}`]")]
+    numbers = [result["score"][k] for k in ("iqm", "low", "high")]
+    compared = re.findall(rf"\[([^\[]*)\]\(experiments/results/{path.name}\)", "\n".join(CELLS))
+    for figures in compared:
+        assert [float(x) for x in re.findall(r"-?\d[\d.]*(?:e[+-]?\d+)?", figures)] == pytest.approx(numbers, rel=1e-3)
+    rows = [row for row in ROWS if row[3].startswith(f"[`{result['command']}`]")]
+    assert len(compared) <= 1 and len(rows) == 1 - (len(compared) == 1 and not of_the_defaults(result))
+    if not rows:
+        return
+    ((*_, told, minutes),) = rows
     what, score = told.rsplit(": ", 1)
     iqm, low, high, seeds, steps = (float(x.replace(",", "")) for x in re.findall(r"-?\d[\d,.]*(?:e[+-]?\d+)?", score))
     assert what == result["score"]["what"] and seeds == len(result["score"]["per_member"])
-    assert (iqm, low, high) == pytest.approx([result["score"][k] for k in ("iqm", "low", "high")], rel=1e-3)
+    assert (iqm, low, high) == pytest.approx(numbers, rel=1e-3)
     assert steps * (1e6 if " M " in score else 1) == pytest.approx(result["steps"], rel=0.05)
     assert float(minutes) == pytest.approx(result["seconds"]["total"] / 60, abs=0.051)
 
@@ -181,3 +204,75 @@ def test_a_record_counts_for_the_method_whose_flags_its_command_has(tmp_path, mo
     (tmp_path / "grpo_countdown_dapo_still.png").touch()
     pictures = [line for line in publish.families().splitlines() if "![" in line]
     assert len(pictures) == 1 and "grpo_countdown_dapo_still.png" in pictures[0] and pictures[0].startswith("| groups")
+
+
+def offline(name, **told):
+    """A record as of `offline_point_maze`, with static fields and other facts that are told of it."""
+    recorded = json.loads((RESULTS / "offline_point_maze.json").read_text())
+    recorded["config"]["static"] |= told
+    flags = " ".join(f"--{field} {value}" for field, value in told.items())
+    return recorded | {"command": f"python -m experiments.offline_point_maze {flags} --name {name}"}
+
+
+def test_other_data_than_the_defaults_are_told_only_where_data_are_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "RESULTS", tmp_path)
+    for name, score, told in (
+        ("offline_point_maze_stitching_bc", 0.25, dict(method="bc", data="stitching")),
+        ("offline_point_maze_cql", 0.75, dict(method="cql")),
+    ):
+        result = offline(name, **told)
+        result["score"] |= {"iqm": score, "low": score, "high": score}
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    assert "--data stitching" not in publish.table() and "--method cql --name" in publish.table()
+    top, _, *lines = publish.across("offline").splitlines()
+    titles = [cell.strip() for cell in top.strip("|").split("|")]
+    rows = {line.strip("|").split("|")[0].strip(): [x.strip() for x in line.strip("|").split("|")] for line in lines}
+    usual, other = (titles.index(f"[`offline_point_maze`](experiments/offline_point_maze.py)<br>{data}<br>mean return "
+                                 "of 64 episodes") for data in ("medium", "stitching"))  # fmt: skip
+    assert usual < other
+    assert rows["`bc`"][other] == "[0.25 (0.25 to 0.25)](experiments/results/offline_point_maze_stitching_bc.json)"
+    assert rows["`cql`"][usual].startswith("[0.75 (0.75 to 0.75)]")
+    assert (rows["`bc`"][usual], rows["`cql`"][other], set(rows["`iql`"][1:])) == ("-", "-", {"-"})
+    assert {f"`{method}`" for method in _offline.METHODS} == set(rows)
+
+
+def test_a_column_is_of_fields_that_have_defaults():
+    source = '"""A title.\n\nTable:    offline, by task, data\n"""\n    task: str = static("a")\n'
+    table, fields = publish.compared(source.replace('static("a")', 'static("a")  # b\n    data: X = static("c")'))
+    assert (table, fields) == ("offline", {"task": "a", "data": "c"})
+    with pytest.raises(ValueError, match="by data; allowed"):
+        publish.compared(source)
+    assert publish.compared('"""Nothing."""') == ("", {})
+
+
+def test_a_list_of_methods_may_go_on_in_the_next_line():
+    assert publish.measures("Method:   iql; bc,\n          fql: --method NAME\nHardware: none") == [
+        ("iql", ""), ("bc", "--method bc"), ("fql", "--method fql")
+    ]  # fmt: skip
+
+
+COMPARED = [path for path in EXPERIMENTS if publish.compared(path.read_text(encoding="utf-8"))[0] == "offline"]
+OLD_NAMES = {"iql": "implicit.", "fql": "flow.", "bc": "cloning."}  # of a Config in a record, where it was a field
+
+
+@pytest.mark.parametrize("path", COMPARED, ids=name)
+def test_methods_are_the_same_in_all_experiments_that_compare_them(path):
+    assert {method for method, _ in publish.measures(path.read_text(encoding="utf-8"))} == set(_offline.METHODS)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(RESULTS.glob("*.json")) for file in COMPARED if path.stem.startswith(file.stem)],
+    ids=lambda path: path.stem,
+)
+def test_a_record_is_of_the_recipe_that_the_method_has_today(path):
+    """The Config is no field of these experiments, so that the test of their defaults does not see it."""
+    result = json.loads(path.read_text())
+    told, kind = result["config"]["static"] | result["config"]["floats"], experiment(result)
+    exp = kind(method=told["method"], total_steps=result["config"]["options"]["total_steps"])
+    recipe = importlib.import_module(kind.__module__).recipe(exp)
+    today = json.loads(json.dumps(record.plain(record.describe(recipe.cfg))))
+    prefixes = ("config.", OLD_NAMES.get(told["method"], "config."))
+    for field, value in (today["static"] | today["floats"]).items():
+        (then,) = [told[prefix + field] for prefix in dict.fromkeys(prefixes) if prefix + field in told]
+        assert then == value, field

@@ -1,0 +1,126 @@
+"""What the offline experiments share: recipes that fit, data in the units that a policy acts in, ends of episodes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import _offline, offline_brax, offline_point_maze, ogbench_offline
+from experiments.datasets import point_maze as recorded
+from jaxrl_gen.algos import bc
+from jaxrl_gen.data import sampling, statistics, trajectory
+from jaxrl_gen.envs import brax
+from jaxrl_gen.envs.tasks import point_maze
+from jaxrl_gen.types import Recalled
+
+RECIPES = _offline.recipes(gamma=0.9, widths=(8, 8), updates=10.0)
+ENV = point_maze.make(offline_point_maze.MAZE)
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Some episodes of the maze, whose actions go to half of their range and lie beside its middle."""
+    data = recorded.medium(offline_point_maze.MAZE, jax.random.key(0), 20)
+    return data._replace(action=0.5 * data.action + 0.25)
+
+
+def shapes(tree):
+    """Of the leaves, and their types."""
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["own", "scaled"])
+@pytest.mark.parametrize("method", _offline.METHODS)
+def test_every_recipe_learns_from_what_it_brings_and_acts(method, scaled, data):
+    recipe, reached = RECIPES[method], offline_point_maze.reached
+    loop = _offline.loop(recipe, ENV, data, batch_size=6, horizon=3, terminate=reached, scaled=scaled)
+    carry = jax.eval_shape(loop.init, recipe.cfg, jax.random.key(0))
+    after, _, _ = jax.eval_shape(loop.iteration, recipe.cfg, carry, 0, *loop.data)
+    assert shapes(after) == shapes(carry)
+
+    def act(state, obs):
+        algo = loop.make(recipe.cfg, ENV.spec)
+        memory = algo.memory(len(obs))
+        return algo.act(state, obs if memory is None else Recalled(obs, memory), None)[0]
+
+    assert jax.eval_shape(act, carry.state, jnp.zeros((5, 4))).shape == (5, 2)
+
+
+def test_changes_are_of_one_method_and_a_fifth_of_the_updates_is_the_models():
+    changed = _offline.recipes(gamma=0.9, widths=(8, 8), updates=10.0, iql=dict(expectile=0.9))
+    assert changed["iql"].cfg.expectile == 0.9 and changed["iql"].cfg.gamma == 0.9
+    assert {method for method in _offline.METHODS if changed[method].cfg != RECIPES[method].cfg} == {"iql"}
+    assert RECIPES["mopo"].cfg.model_updates == RECIPES["lipmbrl"].cfg.learning.model_updates == 2.0
+    assert {method for method in _offline.METHODS if RECIPES[method].imagines} == {"mopo", "ravl", "lipmbrl"}
+
+
+def test_data_scaled_once_are_learned_from_as_if_every_batch_were(data):
+    of, recipe = statistics.of(data), RECIPES["bc"]
+    scaled = _offline.in_units(data, of)
+    np.testing.assert_allclose(np.std(scaled.obs[:, :2], 0), 1.0, rtol=1e-3)
+    assert scaled.action.min() == -1.0 and scaled.action.max() == 1.0
+    sample, key = sampling.transitions(32, 2), jax.random.key(1)
+    states = []
+    for make, rows in (
+        (statistics.scaled(bc.make, of), data),
+        (_offline.acting_scaled(bc.make, of), scaled),
+    ):
+        algo = make(recipe.cfg, ENV.spec)
+        learned = jax.jit(lambda rows, algo=algo: algo.update(algo.init(key), sample(rows, key), key)[0])
+        states.append(learned(rows))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), *states)
+
+
+def test_prdc_looks_among_rows_at_even_distances(data):
+    rows, obs, action = _offline.beside_some(data)
+    assert rows is data and len(obs) == len(action) <= _offline.COMPARED
+    every = -(-len(data.reward) // _offline.COMPARED)
+    first = trajectory.to_rows(data).obs
+    np.testing.assert_array_equal(obs, first[::every])
+    np.testing.assert_array_equal(action, data.action[::every])
+
+
+def test_the_maze_says_where_episodes_end(data):
+    rows = trajectory.to_rows(data)
+    said = offline_point_maze.reached(*(jnp.asarray(x) for x in (rows.obs, rows.action, rows.next_obs)))
+    np.testing.assert_array_equal(said, rows.terminated)
+    assert 0 < rows.terminated.sum() < len(rows.terminated)
+    of = statistics.of(data)
+    scaled = trajectory.to_rows(_offline.in_units(data, of))
+    same = _offline.in_own_units(offline_point_maze.reached, of)(scaled.obs, scaled.action, scaled.next_obs)
+    np.testing.assert_array_equal(same, rows.terminated)
+
+
+def test_success_is_within_the_range_of_successes():
+    obs = np.array([[0, 0], [1, 5], [2, 6], [0, 0], [3, 4]], np.float32)  # episodes of two steps and of one
+    ends, no = np.array([False, True, True]), np.zeros(3, bool)
+    data = trajectory.make(obs, np.zeros((3, 1), np.float32), np.zeros(3), ends, no)
+    places = jnp.float32([[2.5, 5.0], [2.0, 6.0], [1.9, 5.0], [2.5, 6.1]])
+    said = ogbench_offline.succeeded(data)(places, jnp.zeros((4, 1)), places)
+    np.testing.assert_array_equal(said, [True, True, False, False])
+    never = ogbench_offline.succeeded(data._replace(terminated=no, truncated=ends))
+    assert not never(places, jnp.zeros((4, 1)), places).any()
+
+
+def test_hopper_falls_where_brax_says_so():
+    env = brax.make("hopper", backend="spring", time_limit=100)
+
+    def fall(key):
+        key_reset, key_act = jax.random.split(key)
+        actions = jax.random.uniform(key_act, (60, env.spec.action_size), minval=-1.0)
+
+        def step(state, action):
+            state, _, outcome = env.step(state, action, key)
+            return state, outcome
+
+        return jax.lax.scan(step, env.reset(key_reset)[0], actions)[1]
+
+    outcome = jax.jit(jax.vmap(fall))(jax.random.split(jax.random.key(0), 8))
+    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outcome)
+    np.testing.assert_array_equal(offline_brax.fallen(None, None, rows.next_obs), rows.terminated)
+    assert 0 < rows.terminated.sum() < len(rows.terminated)
+
+
+def test_missing_logs_are_told_with_what_writes_them(tmp_path):
+    with pytest.raises(FileNotFoundError, match="own_logs --task brax/halfcheetah --folder"):
+        offline_brax.main(offline_brax.OfflineBrax(task="halfcheetah", folder=tmp_path))
