@@ -33,7 +33,7 @@ def make(cfg: Config, spec: Spec, **parts) -> Algorithm:
     Args:
       cfg: Config.
       spec: of one lane, with continuous actions.
-      parts: of `td3_bc.make`, without `critic`.
+      parts: of `td3_bc.make`, without `critic`, `critic_term`, `wanted` and `readout`.
     Returns:
       Algorithm whose batch is a Transition of windows, leaves `[H, B, ...]`.
     """

@@ -1,6 +1,7 @@
 """Deterministic policy gradients whose critic's features are no more alike, from step to step, than they may be.
 
-Reference: He et al. 2024, arXiv 2404.12754. As there: one critic, and no noise on the target's actions.
+Reference: He et al. 2024, arXiv 2404.12754. As there: one critic, and no noise on the target's actions. The critic
+learns half its squared error here, and all of it there: their weight of what is above the bound is twice this one.
 """
 
 import jax
@@ -28,7 +29,7 @@ def make(cfg: Config, spec: Spec, **parts) -> Algorithm:
     Args:
       cfg: Config.
       spec: of one lane, with continuous actions.
-      parts: of `td3.make`, without `critic`.
+      parts: of `td3.make`, without `critic`, `critic_term` and `readout`.
     Returns:
       Algorithm whose batch is a Transition of windows, leaves `[H, B, ...]`.
     """

@@ -5,6 +5,8 @@ that values have the right size when learning goes on online.
 
 Reference: Kumar et al. 2020, arXiv 2006.04779; Nakamoto et al. 2023, arXiv 2303.05479. Releases differ in where the
 actions proposed at the next observation are judged: here at that observation's predecessor, as in the paper's own.
+Different from them: critics learn half their squared error, so that their weight of the gap is twice this one, and the
+target counts the entropy to come, as SAC's does and theirs by default does not.
 """
 
 import math

@@ -1,7 +1,7 @@
 """SAC with many critics that are kept different, for data alone; without that term it is SAC-N.
 
 Reference: An et al. 2021, arXiv 2110.01548. Critics learn half their squared error here, and all of it there: their
-weight of the likeness is twice this one.
+weight of the likeness is twice this one; and layers begin orthogonal here, not with their small last layer.
 """
 
 import jax

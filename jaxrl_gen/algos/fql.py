@@ -135,7 +135,7 @@ def make(
         distance, of_actor = denoise.distillation(student, teacher)
         frozen = jax.lax.stop_gradient(params["critic"])
         values = critic.apply(frozen, (steps.obs, bounded(student)))[..., 0]
-        push, of_value = policy.value_ascent(actor_value(values, keys[1]), scale_free=cfg.scale_free)
+        push, of_value = policy.value_ascent(actor_value(values, keys[1]), scale_free=cfg.scale_free, valid=steps.valid)
         metrics = of_critic | of_flow | of_actor | of_value | {"critic/value": jnp.mean(outputs)}
         return descent.valid_mean(error + cloning + cfg.closeness * distance + push, steps.valid), metrics
 

@@ -5,7 +5,8 @@ No action is ever judged, in the data or not: the value is of states alone. The 
 thrown away says which states lead into the data; what of it does not fight the gradient through V(s) is kept.
 
 Reference: Mao et al. 2024, arXiv 2402.00348. Different from the paper: the actor's step size stays constant, and the
-default value has no layer normalisation, which the authors use in some tasks; `values` may bring it.
+default value has no layer normalisation, which the authors use in some tasks; `values` may bring it. Where returns are
+known they scale rewards by 1000 over the range of returns; here `reward_scale` is 1 unless it is told.
 """
 
 from collections.abc import Callable
@@ -35,7 +36,7 @@ class Config:
     initial_std: float = leaf(1.0, low=1e-3)  # of the actions
     smallest_std: float = leaf(0.05, low=1e-4)
     members: int = static(2, low=1)  # values
-    actor_hidden: tuple[int, ...] = static((256, 256))
+    actor_hidden: tuple[int, ...] = static((256, 256))  # 1024 wide in the release
     critic_hidden: tuple[int, ...] = static((256, 256))  # of the values
     normalize_obs: bool = static(True)  # by statistics of the rows learned from
 

@@ -79,12 +79,12 @@ def make(
         """The rows with their targets, by the network before it learns."""
         see = lambda obs: observer.see(normalizer, obs)
         next_value = jnp.max(readout.value(net.apply(state.params, see(batch.next_obs))), -1)
-        # A row that is invalid is zero throughout, and cuts what comes before it, so no NaN passes.
+        # A row that is invalid is zero throughout, so no NaN passes; and the one before it bootstraps, as if truncated.
         clean = lambda x: jnp.where(batch.valid, x, 0.0)
+        cut = ended(batch) | ~jnp.roll(batch.valid, -1, axis=0)
         target = td.lambda_returns(
-            clean(batch.reward), clean(next_value), batch.terminated, ended(batch) | ~batch.valid,
-            gamma=cfg.gamma, lam=cfg.lam,
-        )  # fmt: skip
+            clean(batch.reward), clean(next_value), batch.terminated, cut, gamma=cfg.gamma, lam=cfg.lam
+        )
         rows = Rows(see(batch.obs), batch.action, target, batch.valid)
         shaped = lambda x: batch.valid.reshape(batch.valid.shape + (1,) * (x.ndim - 2))
         rows = jax.tree.map(lambda x: jnp.where(shaped(x), x, jnp.zeros_like(x)), rows)

@@ -18,7 +18,7 @@ State = mopo.State
 class Config(mopo.Config):
     """Hyper-parameters of RAVL: MOPO's, of which `penalty` has no effect."""
 
-    policy: edac.Config = edac.Config()
+    policy: edac.Config = edac.Config(diversity=0.5)  # 1 in the release, whose critics learn all of their squared error
 
 
 def make(cfg: Config, spec: Spec, **parts) -> Algorithm:

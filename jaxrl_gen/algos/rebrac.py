@@ -39,7 +39,8 @@ def make(cfg: Config, spec: Spec, **parts) -> Algorithm:
     Raises:
       ValueError: if a batch has no next actions.
     """
-    critic = critics.perceptrons(spec, cfg.critic_hidden, cfg.members, 1, nets.normalized(jax.nn.relu))
+    size = parts.get("readout", value.regression()).size
+    critic = critics.perceptrons(spec, cfg.critic_hidden, cfg.members, size, nets.normalized(jax.nn.relu))
 
     def cost(next_action, steps):
         if "next_action" not in steps.next_extras:

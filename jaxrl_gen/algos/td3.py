@@ -152,7 +152,9 @@ def make(
         def actor_loss(params):
             action = decide(params, last.obs)
             values = readout.value(critic.apply(judge, (last.obs, action)))
-            push, of_push = policy.value_ascent(actor_value(values, key_members), scale_free=cfg.scale_free)
+            push, of_push = policy.value_ascent(
+                actor_value(values, key_members), scale_free=cfg.scale_free, valid=last.valid
+            )
             more, of_term = actor_term(action, last, judge, key_term)
             return descent.valid_mean(push + more, last.valid), of_push | of_term
 

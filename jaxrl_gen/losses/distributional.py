@@ -32,7 +32,8 @@ def project(probabilities: jax.Array, places: jax.Array, atoms: jax.Array) -> ja
     chex.assert_rank([probabilities, places, atoms], [2, 2, 1])
     chex.assert_equal_shape([probabilities, places])
     shares = jax.vmap(lambda x: value.two_hot(x, atoms))(places)
-    return jax.lax.stop_gradient(jnp.einsum("bi,bij->bj", probabilities, shares))
+    # Not as a product of matrices, which accelerators round: the mass would not be kept.
+    return jax.lax.stop_gradient(jnp.sum(probabilities[:, :, None] * shares, 1))
 
 
 def quantile_huber(
@@ -105,8 +106,8 @@ def categorical(low: jax.Array, high: jax.Array, atoms: int = 101) -> value.Read
 
     def loss(outputs, target):
         per_sample, metrics = value.classification(outputs, target)
-        told = {"critic/target": jnp.mean(target @ support), "critic/clipped": jnp.mean(target[:, 0] + target[:, -1])}
-        return per_sample, metrics | told
+        mean, outermost = jnp.sum(target * support, -1), target[:, 0] + target[:, -1]
+        return per_sample, metrics | {"critic/target": jnp.mean(mean), "critic/clipped": jnp.mean(outermost)}
 
     return value.Readout(atoms, of, target, loss)
 

@@ -114,8 +114,9 @@ def cosine(one: PyTree, two: PyTree) -> jax.Array:
       AssertionError: if the pytrees differ in structure or shapes.
     """
     _assert_alike(one, two)
-    lengths = _dot(one, one) * _dot(two, two)
-    return jnp.where(lengths > 0, _dot(one, two) / jnp.sqrt(jnp.where(lengths > 0, lengths, 1.0)), 0.0)
+    # Roots first: the product of two squared lengths leaves the range of float32 long before either does.
+    lengths = jnp.sqrt(_dot(one, one)) * jnp.sqrt(_dot(two, two))
+    return jnp.where(lengths > 0, _dot(one, two) / jnp.where(lengths > 0, lengths, 1.0), 0.0)
 
 
 def orthogonal(forward: PyTree, backward: PyTree) -> PyTree:

@@ -202,7 +202,9 @@ def advantage_weighted(
     return -weight * log_prob, metrics | {"actor/advantage": jnp.mean(advantage)}
 
 
-def value_ascent(value: jax.Array, *, scale_free: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+def value_ascent(
+    value: jax.Array, *, scale_free: bool = False, valid: jax.Array | None = None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The deterministic policy gradient: -Q(s, a) with a = f(s), by a critic whose parameters are constants.
 
     Where it is scale free it is divided by the batch's mean of |Q|, a constant, so that what is added to it needs no
@@ -211,14 +213,18 @@ def value_ascent(value: jax.Array, *, scale_free: bool = False) -> tuple[jax.Arr
     Args:
       value: [B], differentiable in the action.
       scale_free: whether to divide.
+      valid: [B] bool, the samples whose |Q| counts for that mean; default: all.
     Returns:
       loss [B], unreduced; metrics of scalars.
     Raises:
-      AssertionError: if the value is not [B].
+      AssertionError: if the value is not [B], or shapes differ.
     Reference: Lillicrap et al. 2016, arXiv 1509.02971, eq. 6; Fujimoto and Gu 2021, arXiv 2106.06860, eq. 5
     """
     chex.assert_rank(value, 1)
-    size = jnp.maximum(jnp.mean(jnp.abs(jax.lax.stop_gradient(value))), 1e-6) if scale_free else 1.0
+    chex.assert_equal_shape([value] + ([] if valid is None else [valid]))
+    counts = jnp.ones(value.shape, bool) if valid is None else valid
+    total = jnp.sum(jnp.where(counts, jnp.abs(jax.lax.stop_gradient(value)), 0.0))
+    size = jnp.maximum(total / jnp.maximum(jnp.sum(counts), 1), 1e-6) if scale_free else 1.0
     return -value / size, {"actor/q": jnp.mean(value)}
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ from jaxrl_gen.envs import probe
 from jaxrl_gen.losses import autoregressive
 from jaxrl_gen.types import Env, Spec, Transition
 from tests.algos import reference, windows
-from tests.algos.test_sac import condensed, outputs
-from tests.algos.windows import ACTIONS, BATCH, DISCRETE, FEATURES, SPEC, batch_of, same, soiled, started
+from tests.algos.linear import outputs
+from tests.algos.windows import ACTIONS, BATCH, DISCRETE, FEATURES, SPEC, batch_of, learner, started
 from tests.losses.test_autoregressive import CONTEXTS, EVERY_CONTEXT, intervals, numpy_context
 
 LEVELS, BINS = 2, 3
@@ -28,18 +28,9 @@ CFG = arsq.Config(
 )  # fmt: skip
 
 
-def linear(conditioning, cfg=CFG):
+def one_layer(conditioning):
     """ARSQ with nets of one layer."""
-    layer, width = nets.mlp((BINS,)), FEATURES + ACTIONS + ACTIONS * BINS + PLACES
-
-    def apply(params, x):
-        obs, context = x
-        obs = jnp.broadcast_to(obs, (*context.shape[:-1], FEATURES))
-        return layer.apply(params, jnp.concatenate([obs, context], -1))
-
-    network = nets.Net(lambda key, example: layer.init(key, jax.ShapeDtypeStruct((width,), jnp.float32)), apply)
-    values = nets.ensemble(nets.mlp((1,)), cfg.members)
-    return arsq.make(cfg, SPEC, network=network, values=values, conditioning=conditioning)
+    return arsq.make(dataclasses.replace(CFG, hidden=()), SPEC, conditioning=conditioning)
 
 
 # ------------------------------------------------------------------------------------------- the update, in NumPy
@@ -71,12 +62,11 @@ def numpy_advantages(params, obs, contexts, temperature):
 
 def numpy_gradient(state, batch, conditioning):
     """The gradient of ARSQ's loss by central differences."""
-    frozen, slow, batch = windows.float64(state.params), windows.float64(state.target), windows.float64(batch)
-    reward, discount, valid, last = condensed(batch, CFG.gamma)
-    obs, next_obs = batch.obs[0], batch.next_obs[last, np.arange(BATCH)]
-    judge = lambda params, obs: outputs(params, obs, np.zeros((len(obs), 0)))[..., 0]
+    frozen, slow = windows.float64(state.params), windows.float64(state.target)
+    obs, action, reward, next_obs, discount, valid = windows.condensed(batch, CFG.gamma)
+    judge = lambda params, obs: outputs(params, obs)[..., 0]
     target = reward + discount * judge(slow, next_obs).min(0)
-    tokens = numpy_tokens(batch.action[0])
+    tokens = numpy_tokens(action)
     contexts, chosen = numpy_contexts(tokens, conditioning), tokens.reshape(BATCH, PLACES, 1)
     shown = valid & batch.extras["demonstration"][0] if batch.extras else valid
     assert 0 < shown.sum() < BATCH
@@ -100,12 +90,11 @@ def marked(batch, seed=5):
 @pytest.mark.parametrize("horizon, marks", [(1, lambda batch: batch), (3, marked)], ids=["all_rows", "marked_rows"])
 @EVERY_CONTEXT
 def test_update_equals_numpy(context, horizon, marks):
-    algo, batch = linear(context), marks(batch_of(horizon))
+    algo, batch = one_layer(context), marks(batch_of(horizon))
     state = started(algo)
     after, metrics = jax.jit(algo.update)(state, batch, jax.random.key(1))
     windows.close_to_numpy(state, after, numpy_gradient(state, batch, context), CFG.lr)
-    for slow, old, new in zip(*(jax.tree.leaves(x) for x in (after.target, state.target, after.params["value"]))):
-        np.testing.assert_allclose(slow, 0.9 * np.asarray(old, np.float64) + 0.1 * np.asarray(new), atol=1e-6)
+    windows.check_moved_slowly(after, state, after.params["value"])
     assert float(metrics["guard/skipped_updates"]) == 0.0
 
 
@@ -115,7 +104,7 @@ def test_update_equals_numpy(context, horizon, marks):
 @EVERY_CONTEXT
 def test_actions_are_drawn_from_the_product_of_conditionals(context):
     """All 81 cells of two coordinates, counted, against NumPy's product; and without a key, one greedy walk."""
-    algo = linear(context)
+    algo = one_layer(context)
     state, count = started(algo), 40_000
     obs = np.random.default_rng(7).normal(size=FEATURES).astype(np.float32)
     every = np.array(list(itertools.product(range(BINS), repeat=PLACES))).reshape(-1, LEVELS, ACTIONS)
@@ -140,7 +129,7 @@ def test_actions_are_drawn_from_the_product_of_conditionals(context):
 
 
 def test_lanes_are_drawn_apart():
-    algo = linear(autoregressive.sequential)
+    algo = one_layer(autoregressive.sequential)
     obs = jnp.zeros((5, 4, FEATURES))
     action, extras = algo.act(started(algo), obs, jax.random.key(9))
     assert action.shape == (5, 4, ACTIONS) and extras == {}
@@ -150,29 +139,18 @@ def test_lanes_are_drawn_apart():
 # ------------------------------------------------------------------------------------------ what must not change it
 
 
-@cache
-def learner(**changes):
-    algo = arsq.make(dataclasses.replace(CFG, **changes), SPEC)
-    return algo, jax.jit(algo.update), started(algo)
+NORMALIZED = dataclasses.replace(CFG, normalize_obs=True)
 
 
-@pytest.mark.parametrize("garbage", [50.0, np.nan])
-def test_invalid_rows_change_nothing(garbage):
-    _, update, state = learner(normalize_obs=True)
-    batch = marked(batch_of(2))
-    one, _ = update(state, batch, jax.random.key(2))
-    two, _ = update(state, soiled(batch, garbage), jax.random.key(2))
-    assert not same(one.params, state.params) and same(one, two)
+def test_invalid_rows_change_nothing():
+    _, update, state = learner(arsq.make, NORMALIZED)
+    windows.check_invalid_rows_change_nothing(update, state, marked(batch_of(2)))
 
 
 @pytest.mark.parametrize("where", ["obs", "action", "reward", "next_obs"])
 def test_a_batch_with_nan_changes_no_parameter(where):
-    _, update, state = learner()
-    batch = batch_of(invalid=False)
-    spoiled = getattr(batch, where).copy()
-    spoiled[0, 4] = np.nan
-    after, metrics = update(state, batch._replace(**{where: spoiled}), jax.random.key(4))
-    assert same(after.params, state.params) and float(metrics["guard/skipped_updates"]) == 1.0
+    _, update, state = learner(arsq.make, NORMALIZED)
+    windows.check_nan_changes_no_parameter(update, state, marked(batch_of(2, invalid=False)), where)
 
 
 def test_what_cannot_be_is_refused():

@@ -1,23 +1,22 @@
 """DQN and PQN against float64 NumPy versions of their updates, and on probes whose values are known."""
 
 import dataclasses
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_gen import loops, nets, types
+from jaxrl_gen import loops, types
 from jaxrl_gen.algos import dqn, pqn
 from jaxrl_gen.envs import probe, wrap
 from jaxrl_gen.losses import distributional, value
 from tests.algos import reference, windows
-from tests.algos.windows import ACTIONS, BATCH, DISCRETE, SPEC, batch_of, same, soiled, started
-from tests.losses.test_n_step import numpy_steps
+from tests.algos.windows import BATCH, DISCRETE, SPEC, batch_of, learner, started
 
 CFG = dqn.Config(lr=0.01, gamma=0.9, tau=0.1, hidden=(8,))
-LINEAR = nets.mlp((ACTIONS,))
+LINEAR = dict(hidden=())  # nets of one layer
 
 
 def values(params, obs):
@@ -25,9 +24,8 @@ def values(params, obs):
 
 
 def numpy_gradient(cfg, state, batch):
-    online, slow, batch = windows.float64(state.params), windows.float64(state.target), windows.float64(batch)
-    reward, discount, valid, last = numpy_steps(batch, cfg.gamma)
-    obs, action, next_obs = batch.obs[0], batch.action[0], batch.next_obs[last, np.arange(BATCH)]
+    online, slow = windows.float64(state.params), windows.float64(state.target)
+    obs, action, reward, next_obs, discount, valid = windows.condensed(batch, cfg.gamma)
     rows = np.arange(BATCH)
     following = values(slow, next_obs)
     best = np.argmax(values(online, next_obs) if cfg.double else following, -1)
@@ -42,40 +40,28 @@ def numpy_gradient(cfg, state, batch):
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("horizon", [1, 3])
 def test_update_equals_numpy(double, horizon):
-    cfg, batch = dataclasses.replace(CFG, double=double), batch_of(horizon, spec=DISCRETE)
-    algo = dqn.make(cfg, DISCRETE, net=LINEAR)
-    state = started(algo)
-    after, metrics = jax.jit(algo.update)(state, batch, jax.random.key(1))
+    cfg, batch = dataclasses.replace(CFG, **LINEAR, double=double), batch_of(horizon, spec=DISCRETE)
+    _, update, state = learner(dqn.make, cfg, DISCRETE)
+    after, _ = update(state, batch, jax.random.key(1))
     windows.close_to_numpy(state, after, numpy_gradient(cfg, state, batch), cfg.lr)
-    for slow, old, new in zip(*(jax.tree.leaves(x) for x in (after.target, state.target, after.params))):
-        np.testing.assert_allclose(slow, 0.9 * np.asarray(old, np.float64) + 0.1 * np.asarray(new), atol=1e-6)
+    windows.check_moved_slowly(after, state, after.params)
 
 
 def test_the_two_networks_of_double_learning_matter():
-    batch = batch_of(spec=DISCRETE, invalid=False)
-    one, two = (dqn.make(dataclasses.replace(CFG, double=double), DISCRETE, net=LINEAR) for double in (True, False))
-    state = started(one)
-    targets = [float(algo.update(state, batch, jax.random.key(1))[1]["critic/target"]) for algo in (one, two)]
+    batch, targets = batch_of(spec=DISCRETE, invalid=False), []
+    for double in (True, False):
+        _, update, state = learner(dqn.make, dataclasses.replace(CFG, **LINEAR, double=double), DISCRETE)
+        targets.append(float(update(state, batch, jax.random.key(1))[1]["critic/target"]))
     assert targets[0] < targets[1] - 1e-3  # the maximum over one's own estimates is above them
 
 
-@cache
-def learner(make=dqn.make):
-    algo = make(CFG, DISCRETE)
-    return algo, jax.jit(algo.update), started(algo)
-
-
-@pytest.mark.parametrize("garbage", [50.0, np.nan])
-def test_invalid_rows_change_nothing(garbage):
-    _, update, state = learner()
-    batch = batch_of(2, spec=DISCRETE)
-    one, _ = update(state, batch, jax.random.key(2))
-    two, _ = update(state, soiled(batch, garbage), jax.random.key(2))
-    assert not same(one.params, state.params) and same(one, two)
+def test_invalid_rows_change_nothing():
+    _, update, state = learner(dqn.make, CFG, DISCRETE)
+    windows.check_invalid_rows_change_nothing(update, state, batch_of(2, spec=DISCRETE))
 
 
 def test_random_actions_become_rare():
-    algo, _, state = learner()
+    algo, _, state = learner(dqn.make, CFG, DISCRETE)
     obs = np.ones((20_000, 3), np.float32)
     best = int(algo.act(state, obs[:1], None)[0][0])
     for updates, share in ((0, 1.0), (5_000, 0.525), (20_000, 0.05)):
@@ -97,26 +83,30 @@ def test_continuous_actions_are_refused():
 
 def rollout_of(steps=5, lanes=4, invalid=True):
     """A Transition [T, E, ...] as windows are, of other sizes."""
-    wide = batch_of(steps, 3, invalid, DISCRETE)
+    wide = batch_of(steps, 6, invalid, DISCRETE)
     return jax.tree.map(lambda x: x[:, :lanes], wide)
 
 
 def test_pqn_equals_numpy():
-    """One epoch of one minibatch: the gradient of the squared distance to returns by a loop over rows."""
-    cfg = pqn.Config(lr=0.01, gamma=0.9, lam=0.7, epochs=1, minibatches=1)
-    algo, batch = pqn.make(cfg, DISCRETE, net=LINEAR), rollout_of()
-    state = started(algo)
-    after, _ = jax.jit(algo.update)(state, batch, jax.random.key(1))
+    """One epoch of one minibatch: the gradient of the squared distance to returns by a loop over rows.
+
+    A row before an invalid one is worth its reward and what it led to, as if it had been truncated.
+    """
+    cfg, batch = pqn.Config(lr=0.01, gamma=0.9, lam=0.7, epochs=1, minibatches=1, **LINEAR), rollout_of()
+    _, update, state = learner(pqn.make, cfg, DISCRETE)
+    after, _ = update(state, batch, jax.random.key(1))
     params, rows = windows.float64(state.params), windows.float64(batch)
     steps, lanes = rows.reward.shape
-    target = np.zeros((steps, lanes))
+    target, cut = np.zeros((steps, lanes)), 0
     for e in range(lanes):
         for t in reversed(range(steps)):
             following = values(params, rows.next_obs[t, e]).max() if rows.valid[t, e] else 0.0
-            over = rows.terminated[t, e] or rows.truncated[t, e] or not rows.valid[t, e] or t == steps - 1
+            over = rows.terminated[t, e] or rows.truncated[t, e] or t == steps - 1 or not rows.valid[t + 1, e]
+            cut += rows.valid[t, e] and over and not types.ended(rows)[t, e] and t < steps - 1
             mixed = following if over else 0.3 * following + 0.7 * target[t + 1, e]
             reward = rows.reward[t, e] if rows.valid[t, e] else 0.0
             target[t, e] = reward + 0.9 * (not rows.terminated[t, e]) * mixed
+    assert cut > 0
 
     def loss(params):
         chosen = np.take_along_axis(values(params, rows.obs), rows.action[..., None], -1)[..., 0]
@@ -125,13 +115,9 @@ def test_pqn_equals_numpy():
     windows.close_to_numpy(state, after, reference.gradient(loss, windows.float64(state.params)), cfg.lr)
 
 
-@pytest.mark.parametrize("garbage", [50.0, np.nan])
-def test_invalid_rows_change_nothing_for_pqn(garbage):
-    algo = pqn.make(pqn.Config(hidden=(8,), minibatches=2), DISCRETE)
-    state, batch = started(algo), rollout_of()
-    update = jax.jit(algo.update)
-    one, two = (update(state, x, jax.random.key(2))[0] for x in (batch, soiled(batch, garbage)))
-    assert not same(one.params, state.params) and same(one, two)
+def test_invalid_rows_change_nothing_for_pqn():
+    _, update, state = learner(pqn.make, pqn.Config(hidden=(8,), minibatches=2), DISCRETE)
+    windows.check_invalid_rows_change_nothing(update, state, rollout_of())
 
 
 def test_pqn_refuses_rows_that_do_not_divide():
@@ -142,21 +128,7 @@ def test_pqn_refuses_rows_that_do_not_divide():
 
 # ---------------------------------------------------------------------------------------------------------- learning
 
-GAMMA, SEEDS = 0.9, 3
-
-
-def trained(make, cfg, env, loop):
-    """States of all seeds after one chunk."""
-    loop = loops.population(loop(make, wrap.fresh(env, 8)))
-    cfg = types.strong(cfg)
-    carry = jax.jit(loop.init)(cfg, jax.random.split(jax.random.key(0), SEEDS))
-    return jax.jit(loop.chunk)(cfg, carry)[0].state
-
-
-def replayed(make, env, updates=800):
-    return loops.off_policy(
-        make, env, steps=2, updates=4, batch_size=64, capacity=2000, warmup=64, iterations=updates // 4
-    )
+GAMMA = 0.9
 
 
 READOUTS = {
@@ -170,32 +142,35 @@ def test_a_truncated_episode_is_worth_what_an_endless_one_is(readout):
     env = probe.truncating(steps=5)
     env = env._replace(spec=env.spec._replace(discrete=True, action_size=2))  # it ignores what is done
     cfg = dqn.Config(lr=1e-2, gamma=GAMMA, tau=0.05, hidden=(16,), epsilon_updates=400.0)
-    state = trained(partial(dqn.make, readout=readout), cfg, env, replayed)
+    state, _ = windows.learn_online(partial(dqn.make, readout=readout), cfg, env)
     net = dqn.judging(None, env.spec, cfg.hidden, readout.size, jax.nn.relu)
     found = jax.vmap(lambda params: readout.value(net.apply(params, jnp.ones((1, 1)))))(state.params)
     np.testing.assert_allclose(found, 1.0 / (1.0 - GAMMA), atol=0.6)
 
 
-@pytest.mark.parametrize("method", ["dqn", "pqn"])
-def test_the_action_that_pays_is_found(method):
+def learn_on_policy(cfg, env, steps, iterations):
+    """States of all seeds of PQN after learning from eight lanes."""
+    return windows.trained(loops.on_policy(pqn.make, wrap.fresh(env, 8), steps=steps, iterations=iterations), cfg)[0]
+
+
+@pytest.mark.parametrize("make", [dqn.make, pqn.make], ids=["dqn", "pqn"])
+def test_the_action_that_pays_is_found(make):
     env = probe.discrete_action()
-    if method == "dqn":
+    if make is dqn.make:
         cfg = dqn.Config(lr=1e-2, gamma=GAMMA, tau=0.05, hidden=(16,), epsilon_updates=400.0)
-        make, loop = dqn.make, replayed
+        state, _ = windows.learn_online(make, cfg, env)
     else:
         cfg = pqn.Config(lr=1e-2, gamma=GAMMA, hidden=(16,), epochs=2, minibatches=2)
-        make, loop = pqn.make, lambda make, env: loops.on_policy(make, env, steps=8, iterations=150)
-    state = trained(make, cfg, env, loop)
+        state = learn_on_policy(cfg, env, steps=8, iterations=150)
     best = jax.vmap(lambda s: make(cfg, env.spec).act(s, jnp.eye(3), None)[0])(state)
-    np.testing.assert_array_equal(best, np.broadcast_to(np.arange(3), (SEEDS, 3)))
+    np.testing.assert_array_equal(best, np.broadcast_to(np.arange(3), (3, 3)))
 
 
 def test_pqn_sees_through_a_delay():
     """The reward comes steps after the action that earns it."""
     env = probe.delayed()
     cfg = pqn.Config(lr=1e-2, gamma=GAMMA, hidden=(16,), epochs=2, minibatches=2, epsilon_updates=100.0)
-    loop = lambda make, env: loops.on_policy(make, env, steps=16, iterations=200)
-    state = trained(pqn.make, cfg, env, loop)
+    state = learn_on_policy(cfg, env, steps=16, iterations=200)
     algo = pqn.make(cfg, env.spec)
     total = jax.vmap(lambda s: play(env, algo, s))(state)
     np.testing.assert_allclose(total, 1.0, atol=1e-5)

@@ -1,7 +1,6 @@
 """FQL against a float64 NumPy version of its update, on a probe whose best action is known, and who learns from whom."""
 
 import dataclasses
-from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -12,39 +11,22 @@ from jaxrl_gen import loops, types
 from jaxrl_gen.algos import fql
 from jaxrl_gen.envs import probe, wrap
 from jaxrl_gen.losses import value
-from tests.algos import reference, windows
-from tests.algos.windows import ACTIONS, BATCH, DISCRETE, SPEC, batch_of, float64, same, soiled, started
+from tests.algos import linear, reference, windows
+from tests.algos.windows import ACTIONS, BATCH, DISCRETE, SPEC, batch_of, float64, same
 
 CFG = fql.Config(lr=0.01, gamma=0.9, tau=0.1, closeness=3.0, flow_steps=3, actor_hidden=(), critic_hidden=())
 dense = reference.dense
 
 
-def condensed(batch, gamma):
-    """Rewards, discounts, validity and last rows of windows, by loops."""
-    horizon = len(batch.reward)
-    reward, discount = np.zeros(BATCH), np.zeros(BATCH)
-    valid, last = np.ones(BATCH, bool), np.zeros(BATCH, int)
-    for b in range(BATCH):
-        for k in range(horizon):
-            reward[b] += gamma**k * batch.reward[k, b]
-            valid[b] &= batch.valid[k, b]
-            last[b], discount[b] = k, gamma ** (k + 1) * (1 - batch.terminated[k, b])
-            if batch.terminated[k, b] or batch.truncated[k, b]:
-                break
-    return reward, discount, valid, last
-
-
 def critics(params, obs, action):
     """Values [N, B]."""
-    x = np.concatenate([obs, action], -1)
-    return (np.einsum("bd,ndk->nbk", x, params["Dense_0"]["kernel"]) + params["Dense_0"]["bias"][:, None])[..., 0]
+    return linear.outputs(params, obs, action)[..., 0]
 
 
 def numpy_parts(cfg, state, batch, key):
     """The loss as a function of the parameters, with everything that is constant in it worked out before."""
-    frozen, target_params, batch = float64(state.params), float64(state.target), float64(batch)
-    reward, discount, valid, last = condensed(batch, cfg.gamma)
-    obs, action, next_obs = batch.obs[0], batch.action[0], batch.next_obs[last, np.arange(BATCH)]
+    frozen, target_params = float64(state.params), float64(state.target)
+    obs, action, reward, next_obs, discount, valid = windows.condensed(batch, cfg.gamma)
     keys = jax.random.split(key, 5)
     normal = lambda key: np.asarray(jax.random.normal(key, (BATCH, ACTIONS)), np.float64)
     acts = lambda params, obs, noise: dense(np.concatenate([obs, noise], -1), params["actor"]["Dense_0"])
@@ -71,16 +53,8 @@ def numpy_parts(cfg, state, batch, key):
     return total, target[valid]
 
 
-@jax.jit
-def jitted(cfg, state, batch, key):
-    """One compilation for all that differ in floats alone."""
-    return fql.make(cfg, SPEC).update(state, batch, key)
-
-
-@cache
 def learner(**changes):
-    cfg = types.strong(dataclasses.replace(CFG, **changes))
-    return fql.make(cfg, SPEC), partial(jitted, cfg), started(fql.make(CFG, SPEC))
+    return windows.learner(fql.make, dataclasses.replace(CFG, **changes))
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
@@ -90,25 +64,19 @@ def test_update_equals_numpy(horizon):
     after, metrics = update(state, batch, jax.random.key(1))
     total, target = numpy_parts(CFG, state, batch, jax.random.key(1))
     windows.close_to_numpy(state, after, reference.gradient(total, float64(state.params)), CFG.lr)
-    for slow, old, new in zip(*(jax.tree.leaves(x) for x in (after.target, state.target, after.params["critic"]))):
-        np.testing.assert_allclose(slow, 0.9 * np.asarray(old, np.float64) + 0.1 * np.asarray(new), atol=1e-6)
+    windows.check_moved_slowly(after, state, after.params["critic"])
     assert float(metrics["guard/skipped_updates"]) == 0.0
 
 
-@pytest.mark.parametrize("garbage", [50.0, np.nan])
-def test_invalid_rows_change_nothing(garbage):
-    _, update, _ = learner(normalize_obs=True)
-    state, batch = started(fql.make(dataclasses.replace(CFG, normalize_obs=True), SPEC)), batch_of(2)
-    one, two = (update(state, x, jax.random.key(2))[0] for x in (batch, soiled(batch, garbage)))
-    assert same(one, two) and not same(one.params, state.params)
+def test_invalid_rows_change_nothing():
+    """Not even the size of values, by which the push is divided."""
+    _, update, state = learner(normalize_obs=True, scale_free=True)
+    windows.check_invalid_rows_change_nothing(update, state, batch_of(2))
 
 
 def test_a_batch_with_nan_changes_no_parameter():
     _, update, state = learner()
-    batch = batch_of(invalid=False)
-    batch = batch._replace(reward=np.where(np.arange(BATCH) == 3, np.float32(np.nan), batch.reward))
-    after, metrics = update(state, batch, jax.random.key(3))
-    assert same(after.params, state.params) and float(metrics["guard/skipped_updates"]) == 1.0
+    windows.check_nan_changes_no_parameter(update, state, batch_of(invalid=False), "reward")
 
 
 def test_the_flow_and_the_critic_do_not_learn_from_the_actor():
@@ -129,6 +97,7 @@ def test_a_scale_free_push_does_not_depend_on_the_size_of_rewards():
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
+ENV = probe.continuous_action()
 SMALL = dict(lr=3e-3, gamma=0.9, actor_hidden=(32, 32), critic_hidden=(32, 32))
 
 
@@ -140,12 +109,11 @@ def actions(state, cfg, env, count=400):
 
 
 def test_it_finds_the_best_action_in_random_data_and_clones_when_held_close():
-    env = probe.continuous_action()
-    rows = windows.rows_of(env, 1000)
+    env, rows = ENV, windows.rows_of(ENV, 1000)
     free, close = fql.Config(**SMALL, closeness=0.01), fql.Config(**SMALL, closeness=1000.0)
-    state, metrics = windows.learn_offline(fql.make, free, env, rows, updates=600, seeds=2)
+    state, _ = windows.learn_offline(fql.make, free, env, rows, updates=50, seeds=2, chunks=12)
     np.testing.assert_allclose(actions(state, free, env).mean(-1), [[0.5, -0.5]] * 2, atol=0.1)
-    state, _ = windows.learn_offline(fql.make, close, env, rows, updates=600, seeds=2)
+    state, _ = windows.learn_offline(fql.make, close, env, rows, updates=50, seeds=2, chunks=12)
     spread = actions(state, close, env)
     np.testing.assert_allclose(spread.mean(-1), 0.0, atol=0.3)  # the data are uniform in [-1, 1]
     np.testing.assert_allclose(spread.std(-1), 3**-0.5, atol=0.2)
@@ -153,16 +121,15 @@ def test_it_finds_the_best_action_in_random_data_and_clones_when_held_close():
 
 def test_offline_then_online_is_the_same_update():
     """What was learned from data goes on in the environment, and becomes better than the data's best guess."""
-    env = probe.continuous_action()
-    rows = windows.rows_of(env, 500)
+    env, rows = ENV, windows.rows_of(ENV, 1000)
     cfg = types.strong(fql.Config(**SMALL, closeness=0.01))
-    offline = loops.offline(fql.make, env, windows.draw(64), (rows,), updates=50)
-    before, _ = jax.jit(offline.chunk)(cfg, jax.jit(offline.init)(cfg, jax.random.key(0)), rows)
+    before, _ = windows.learn_offline(fql.make, cfg, env, rows, updates=50, seeds=2)
+    before = jax.tree.map(lambda x: x[0], before)
     online = loops.offline_to_online(
         fql.make, wrap.fresh(env, 4), windows.draw(32), (rows,), steps=4, updates=16, batch_size=32, capacity=1024,
         warmup=16, iterations=50,
     )  # fmt: skip
-    carry = jax.jit(online.init)(cfg, jax.random.key(1))._replace(state=before.state)
+    carry = jax.jit(online.init)(cfg, jax.random.key(1))._replace(state=before)
     after, metrics = jax.jit(online.chunk)(cfg, carry, rows)
     best = lambda state: np.abs(actions(jax.tree.map(lambda x: x[None], state), cfg, env).mean(-1) - [[0.5, -0.5]])
     assert best(after.state).max() < 0.1

@@ -1,7 +1,6 @@
 """IQL against a float64 NumPy version of its update, on data whose values and best policy are known, and online."""
 
 import dataclasses
-from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -15,30 +14,18 @@ from jaxrl_gen.envs import probe, wrap
 from jaxrl_gen.losses import value
 from jaxrl_gen.types import Env, Spec, Transition
 from tests.algos import reference, test_bc, windows
-from tests.algos.test_sac import UPDATES, condensed, errors, outputs, values
-from tests.algos.windows import ACTIONS, BATCH, DISCRETE, SPEC, batch_of, same, soiled, started
+from tests.algos.linear import UPDATES, errors, outputs, values
+from tests.algos.windows import DISCRETE, LINEAR, MODEST, SPEC, batch_of, learner, started
 
 CFG = iql.Config(
-    lr=0.01, gamma=0.9, tau=0.1, expectile=0.8, largest_weight=5.0, actor_hidden=(8,), critic_hidden=(8,),
-    normalize_obs=False,
+    lr=0.01, gamma=0.9, tau=0.1, expectile=0.8, largest_weight=5.0, normalize_obs=False, **MODEST
 )  # fmt: skip
-
-
-def linear(readout):
-    """IQL with nets of one layer."""
-    critic = nets.ensemble(nets.mlp((readout.size,)), CFG.members)
-    joined = nets.Net(
-        lambda key, example: critic.init(key, jax.ShapeDtypeStruct((3 + ACTIONS,), jnp.float32)),
-        lambda params, x: critic.apply(params, jnp.concatenate(x, -1)),
-    )
-    return iql.make(CFG, SPEC, actor=nets.mlp((ACTIONS,)), critic=joined, values=nets.mlp((1,)), readout=readout)
 
 
 def numpy_gradient(state, batch):
     """The gradient of IQL's three losses, each of its own parameters, by central differences."""
-    frozen, target_critic, batch = windows.float64(state.params), windows.float64(state.target), windows.float64(batch)
-    reward, discount, valid, last = condensed(batch, CFG.gamma)
-    obs, action, next_obs = batch.obs[0], batch.action[0], batch.next_obs[last, np.arange(BATCH)]
+    frozen, target_critic = windows.float64(state.params), windows.float64(state.target)
+    obs, action, reward, next_obs, discount, valid = windows.condensed(batch, CFG.gamma)
     judge = lambda params, x: reference.dense(x, params["value"]["Dense_0"])[..., 0]
     target = reward + discount * judge(frozen, next_obs)
     best = values(outputs(target_critic, obs, action)).min(0)
@@ -56,38 +43,27 @@ def numpy_gradient(state, batch):
 
 @UPDATES
 def test_update_equals_numpy(readout, horizon):
-    algo, batch = linear(readout), batch_of(horizon)
+    """Of nets of one layer."""
+    algo, batch = iql.make(dataclasses.replace(CFG, **LINEAR), SPEC, readout=readout), batch_of(horizon)
     state = started(algo)
     after, metrics = jax.jit(algo.update)(state, batch, jax.random.key(1))
     windows.close_to_numpy(state, after, numpy_gradient(state, batch), CFG.lr)
-    for slow, old, new in zip(*(jax.tree.leaves(x) for x in (after.target, state.target, after.params["critic"]))):
-        np.testing.assert_allclose(slow, 0.9 * np.asarray(old, np.float64) + 0.1 * np.asarray(new), atol=1e-6)
+    windows.check_moved_slowly(after, state, after.params["critic"])
     assert float(metrics["guard/skipped_updates"]) == 0.0
 
 
-@cache
-def learner(**changes):
-    algo = iql.make(dataclasses.replace(CFG, **changes), SPEC)
-    return algo, jax.jit(algo.update), started(algo)
+NORMALIZED = dataclasses.replace(CFG, normalize_obs=True)
 
 
-@pytest.mark.parametrize("garbage", [50.0, np.nan])
-def test_invalid_rows_change_nothing(garbage):
-    _, update, state = learner(normalize_obs=True)
-    batch = batch_of(2)
-    one, _ = update(state, batch, jax.random.key(2))
-    two, _ = update(state, soiled(batch, garbage), jax.random.key(2))
-    assert not same(one.params, state.params) and same(one, two)
+def test_invalid_rows_change_nothing():
+    _, update, state = learner(iql.make, NORMALIZED)
+    windows.check_invalid_rows_change_nothing(update, state, batch_of(2))
 
 
 @pytest.mark.parametrize("where", ["obs", "action", "reward", "next_obs"])
 def test_a_batch_with_nan_changes_no_parameter(where):
-    _, update, state = learner()
-    batch = batch_of(invalid=False)
-    spoiled = getattr(batch, where).copy()
-    spoiled[0, 4] = np.nan
-    after, metrics = update(state, batch._replace(**{where: spoiled}), jax.random.key(4))
-    assert same(after.params, state.params) and float(metrics["guard/skipped_updates"]) == 1.0
+    _, update, state = learner(iql.make, NORMALIZED)
+    windows.check_nan_changes_no_parameter(update, state, batch_of(2, invalid=False), where)
 
 
 def test_without_sharpness_the_policy_is_cloned():

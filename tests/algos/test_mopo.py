@@ -27,9 +27,12 @@ def step(obs, action, key):
     return next_obs, jnp.sum(obs, -1)
 
 
+KNOWN = dynamics.exact(step)
+
+
 def doubtful(cfg, spec):
     """The same world, by two models of which the second expects a noise of norm sum |obs|, and that count updates."""
-    known = dynamics.exact(step)(cfg, spec)
+    known = KNOWN(cfg, spec)
 
     def act(state, obs, key):
         next_obs, said = known.act((), obs, key)
@@ -65,14 +68,6 @@ def recorder(cfg, spec, size=BATCH):
     return Algorithm(init, update, act)
 
 
-@cache
-def made(model=doubtful, make=mopo.make, terminate=dynamics.never, **changes):
-    parts = {"judge": lambda state, obs, action: jnp.sum(obs, -1)} if make is mopo.make else {}
-    cfg = dataclasses.replace(CFG, **changes)
-    algo = make(cfg, SPEC, model=model, policy=recorder, terminate=terminate, **parts)
-    return algo.init(jax.random.key(0)), jax.jit(algo.update)
-
-
 def steep(obs, action, next_obs):
     """Some rollouts end early."""
     return next_obs[:, 0] > 0.8
@@ -81,6 +76,19 @@ def steep(obs, action, next_obs):
 def never(obs, action, next_obs):
     """None does."""
     return jnp.zeros(next_obs.shape[0], bool)
+
+
+@cache
+def making(make, terminate):
+    """`(cfg, spec) -> Algorithm` of the recorder in the doubtful world."""
+    parts = {"judge": lambda state, obs, action: jnp.sum(obs, -1)} if make is mopo.make else {}
+    return partial(make, model=doubtful, policy=recorder, terminate=terminate, **parts)
+
+
+def made(make=mopo.make, terminate=never, **changes):
+    """(State, update): one program for all floats."""
+    make, cfg = making(make, terminate), types.strong(dataclasses.replace(CFG, **changes))
+    return make(cfg, SPEC).init(jax.random.key(0)), partial(windows.updating(make), cfg)
 
 
 def after(state, update, count, seed=1, **batch):
@@ -151,7 +159,7 @@ def test_the_batch_is_the_share_of_data_and_the_rest_imagined():
 
 def test_windows_of_several_steps_are_drawn_from_rollouts():
     algo = mopo.make(CFG, SPEC, model=doubtful, policy=sac.make)
-    state, metrics = jax.jit(algo.update)(jax.jit(algo.init)(jax.random.key(0)), batch_of(2), jax.random.key(1))
+    state, metrics = jax.jit(algo.update)(algo.init(jax.random.key(0)), batch_of(2), jax.random.key(1))
     assert float(metrics["guard/skipped_updates"]) == 0.0 and np.isfinite(metrics["critic/loss"])
 
 
@@ -178,10 +186,10 @@ def test_ravl_has_no_penalty():
 def test_ravls_own_config_makes_its_policy():
     critics = dict(actor_hidden=(8,), critic_hidden=(8,), members=3)
     cfg = ravl.Config(**vars(CFG) | {"policy": edac.Config(**critics)})
-    algo = ravl.make(cfg, SPEC, model=dynamics.exact(step))
-    state, metrics = jax.jit(algo.update)(jax.jit(algo.init)(jax.random.key(0)), batch_of(), jax.random.key(1))
+    algo = ravl.make(cfg, SPEC, model=KNOWN)
+    state, metrics = jax.jit(algo.update)(algo.init(jax.random.key(0)), batch_of(), jax.random.key(1))
     assert state.policy.params["critic"]["Dense_0"]["kernel"].shape[0] == 3 and np.isfinite(metrics["critic/loss"])
-    assert ravl.Config().policy.members == 10
+    assert ravl.Config().policy.members == 10 and ravl.Config().policy.diversity == 0.5
 
 
 def test_values_are_told_where_rollouts_start_and_where_they_are_cut():
@@ -210,14 +218,15 @@ def test_the_model_learns_first_and_then_stands_still():
     assert told == [(1, 0, 0), (2, 0, 0), (2, 1, K), (2, 2, 2 * K)]
 
 
-@pytest.mark.parametrize("garbage", [50.0, np.nan])
-def test_invalid_rows_change_nothing(garbage):
-    algo = mopo.make(dataclasses.replace(CFG, real=0.5), SPEC, model=dynamics.exact(step))
-    batch, update, state = batch_of(), jax.jit(algo.update), jax.jit(algo.init)(jax.random.key(0))
-    one, two = (update(state, x, jax.random.key(2))[0] for x in (batch, soiled(batch, garbage)))
+def test_invalid_rows_change_nothing():
+    algo, batch = mopo.make(dataclasses.replace(CFG, real=0.5), SPEC, model=KNOWN), batch_of()
+    update, state = jax.jit(algo.update), algo.init(jax.random.key(0))
+    one, _ = update(state, batch, jax.random.key(2))
     ring = lambda it: jax.tree.map(lambda x: np.where(np.asarray(it.replay.valid)[..., None], x, 0), it.replay.obs)
-    assert same(one.policy, two.policy) and same(ring(one), ring(two))
-    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(two))
+    for garbage in (50.0, np.nan):
+        two, _ = update(state, soiled(batch, garbage), jax.random.key(2))
+        assert same(one.policy, two.policy) and same(ring(one), ring(two))
+        assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(two))
 
 
 # ----------------------------------------------------------------------------------------------------- flat values
@@ -225,23 +234,26 @@ def test_invalid_rows_change_nothing(garbage):
 LIPSCHITZ = lipmbrl.Config(learning=CFG, epsilon=0.3, coefficient=1.0, limit=1.0)
 
 
-def flat_values(cfg, **parts):
+ROBUST = partial(lipmbrl.make, model=KNOWN)
+SPECTRAL = partial(ROBUST, flatten=lipmbrl.spectral)
+
+
+def flat_values(make, cfg):
     """(State, metrics) after thirty updates in the known world."""
-    algo = lipmbrl.make(cfg, SPEC, model=dynamics.exact(step), **parts)
-    update, state = jax.jit(algo.update), jax.jit(algo.init)(jax.random.key(0))
+    state, cfg = make(cfg, SPEC).init(jax.random.key(0)), types.strong(cfg)
     for i in range(30):
-        state, metrics = update(state, batch_of(seed=i), jax.random.key(i))
+        state, metrics = windows.updating(make)(cfg, state, batch_of(seed=i), jax.random.key(i))
     return state, metrics
 
 
 def test_an_adversary_in_the_loss_makes_values_flatter():
-    _, of_robust = flat_values(dataclasses.replace(LIPSCHITZ, coefficient=10.0))
-    _, of_plain = flat_values(dataclasses.replace(LIPSCHITZ, coefficient=0.0))
+    _, of_robust = flat_values(ROBUST, dataclasses.replace(LIPSCHITZ, coefficient=10.0))
+    _, of_plain = flat_values(ROBUST, dataclasses.replace(LIPSCHITZ, coefficient=0.0))
     assert float(of_robust["critic/moved"]) < 0.5 * float(of_plain["critic/moved"])
 
 
 def test_layers_of_the_critics_stay_under_the_limit():
-    state, metrics = flat_values(LIPSCHITZ, flatten=lipmbrl.spectral)
+    state, metrics = flat_values(SPECTRAL, LIPSCHITZ)
     critic, free = state.policy.policy.params["critic"], sac.make(LIPSCHITZ.learning.policy, SPEC)
     at_first = free.init(jax.random.key(0)).params["critic"]
     norm = lambda params, name: np.linalg.svd(np.asarray(params[name]["kernel"], np.float64), compute_uv=False)[..., 0]

@@ -9,27 +9,17 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from jaxrl_gen import nets, types
-from jaxrl_gen.algos import a2pr, beer, cql, critics, edac, prdc, rebrac, sac, td3_bc
+from jaxrl_gen import types
+from jaxrl_gen.algos import a2pr, beer, cql, edac, prdc, rebrac, sac, td3_bc
 from jaxrl_gen.envs import probe
 from jaxrl_gen.losses import critic, value
 from jaxrl_gen.types import Env, Spec
 from tests.algos import test_td3 as plain
 from tests.algos import windows
-from tests.algos.windows import ACTIONS, BATCH, SPEC, batch_of, same, started
+from tests.algos.windows import ACTIONS, BATCH, LINEAR, MODEST, SPEC, batch_of, learner, same, started
 
-SMALL = dict(lr=0.01, gamma=0.9, tau=0.1, actor_hidden=(8,), critic_hidden=(8,))
+SMALL = dict(lr=0.01, gamma=0.9, tau=0.1, **MODEST)
 EXACT = dict(lr=1e-3, gamma=0.9, tau=0.1, smoothing=0.0, critic_updates=1, normalize_obs=False)
-
-
-def linear_parts(cfg):
-    """Nets of one layer, as `tests.algos.test_td3` has them in NumPy."""
-    critics = nets.ensemble(nets.mlp((1,)), cfg.members)
-    joined = nets.Net(
-        lambda key, example: critics.init(key, jax.ShapeDtypeStruct((3 + ACTIONS,), jnp.float32)),
-        lambda params, x: critics.apply(params, jnp.concatenate(x, -1)),
-    )
-    return dict(actor=nets.mlp((ACTIONS,)), critic=joined)
 
 
 def with_extras(batch, **extras):
@@ -44,8 +34,8 @@ def close(found, expected, atol=2e-5):
 
 
 def test_td3_bc_equals_numpy():
-    cfg, batch = td3_bc.Config(**EXACT, closeness=0.7), batch_of(invalid=False)
-    algo = td3_bc.make(cfg, SPEC, **linear_parts(cfg))
+    cfg, batch = td3_bc.Config(**EXACT, **LINEAR, closeness=0.7), batch_of(invalid=False)
+    algo = td3_bc.make(cfg, SPEC)
     state = started(algo)
     after, metrics = jax.jit(algo.update)(state, batch, jax.random.key(1))
     distance = lambda action, rows: 0.7 * np.mean((action - batch.action[0][rows]) ** 2, -1)
@@ -56,10 +46,10 @@ def test_td3_bc_equals_numpy():
 
 def test_rebrac_equals_numpy():
     """What is taken from the target is the distance of the target's action to the data's, where there was one."""
-    cfg, batch = rebrac.Config(**EXACT, closeness=0.3, next_closeness=1.5), batch_of(invalid=False)
+    cfg, batch = rebrac.Config(**EXACT, **LINEAR, closeness=0.3, next_closeness=1.5), batch_of(invalid=False)
     following = np.tanh(np.random.default_rng(5).normal(size=(1, BATCH, ACTIONS))).astype(np.float32)
     known = np.arange(BATCH)[None] % 3 > 0
-    algo = rebrac.make(cfg, SPEC, **linear_parts(cfg), actor_value=value.first)
+    algo = rebrac.make(cfg, SPEC, actor_value=value.first)
     state = started(algo)
     after, _ = jax.jit(algo.update)(
         state, with_extras(batch, next_action=following, next_known=known), jax.random.key(1)
@@ -68,6 +58,15 @@ def test_rebrac_equals_numpy():
     next_action = plain.decide(windows.float64(state.target)["actor"], batch.next_obs[0])
     cost = 1.5 * np.mean((next_action - following[0]) ** 2, -1) * known[0]
     close(after.params, plain.numpy_update(cfg, state, batch, distance, cost)[0])
+
+
+def test_rebracs_critics_are_as_wide_as_their_readout():
+    cfg, batch = rebrac.Config(**SMALL, critic_updates=1), batch_of(invalid=False)
+    algo = rebrac.make(cfg, SPEC, readout=value.classified(-4.0, 4.0, 7))
+    state = started(algo)
+    batch = with_extras(batch, next_action=batch.action, next_known=batch.valid)
+    after, metrics = jax.jit(algo.update)(state, batch, jax.random.key(1))
+    assert not same(after.params, state.params) and 0.0 <= float(metrics["critic/clipped"]) <= 1.0
 
 
 def test_rebrac_refuses_a_batch_without_next_actions():
@@ -93,24 +92,22 @@ def among(batch, obs=None, action=None):
 
 def test_prdc_with_a_narrow_view_of_observations_is_td3_bc():
     batch, key = batch_of(invalid=False), jax.random.key(1)
-    cfg = prdc.Config(**EXACT, nearness=1e3)
-    algo, plainer = prdc.make(cfg, SPEC), td3_bc.make(cfg, SPEC)
-    state = started(algo)
-    one, _ = jax.jit(algo.update)(state, among(batch), key)
-    two, _ = jax.jit(plainer.update)(state, batch, key)
+    cfg = prdc.Config(**EXACT, **MODEST, nearness=1e3)
+    _, update, state = learner(prdc.make, cfg)
+    one, _ = update(state, among(batch), key)
+    two, _ = learner(td3_bc.make, cfg)[1](state, batch, key)
     close(one.params, two.params, 1e-6)
-    near = prdc.make(dataclasses.replace(cfg, nearness=0.0), SPEC)
-    other, _ = jax.jit(near.update)(state, among(batch), key)
+    _, near, _ = learner(prdc.make, dataclasses.replace(cfg, nearness=0.0))
+    other, _ = near(state, among(batch), key)
     assert not same(other.params["actor"], two.params["actor"])
 
 
 def test_prdc_sees_all_data_by_the_same_statistics():
     """Twice the observations' scale, in the batch and in the data, changes nothing where they are normalised."""
     batch, key = batch_of(invalid=False), jax.random.key(1)
-    algo = prdc.make(prdc.Config(**SMALL), SPEC)
-    state = started(algo)
+    _, update, state = learner(prdc.make, prdc.Config(**SMALL))
     twice = batch._replace(obs=2 * batch.obs, next_obs=2 * batch.next_obs)
-    one, two = (jax.jit(algo.update)(state, among(x), key)[0] for x in (batch, twice))
+    one, two = (update(state, among(x), key)[0] for x in (batch, twice))
     close(one.params, two.params, 1e-5)
     np.testing.assert_allclose(two.normalizer.mean, np.mean(twice.obs[0], 0), rtol=1e-5)
 
@@ -128,25 +125,16 @@ def test_cql_pushes_down_what_the_data_did_not_do():
     rows = windows.rows_of(probe.continuous_action(), 512)
     rows = rows._replace(action=jnp.abs(rows.action), reward=jnp.zeros_like(rows.reward))
     cfg = cql.Config(**SMALL | dict(lr=3e-3, tau=0.05), samples=4)
-    gaps = []
+    env, gaps = probe.continuous_action(), []
     for conservatism in (0.0, 2.0):
         changed = dataclasses.replace(cfg, conservatism=conservatism)
-        state, metrics = windows.learn_offline(cql.make, changed, probe.continuous_action(), rows, 300)
-        judge = cql_values(cfg, state)
-        gaps.append(judge(0.5) - judge(-0.7))
+        state, _ = windows.learn_offline(cql.make, changed, env, rows, 300)
+        done, undone = (
+            windows.judged(cfg, env.spec, state, (jnp.array([[1.0], [-1.0]]), jnp.full((2, 1), action)))
+            for action in (0.5, -0.7)
+        )
+        gaps.append(done - undone)
     assert np.all(gaps[1] > gaps[0] + 0.3) and np.all(gaps[1] > 0.3)
-
-
-def cql_values(cfg, state):
-    env = probe.continuous_action()
-    judges = nets.ensemble(
-        nets.flat(nets.mlp((*cfg.critic_hidden, 1), jax.nn.relu), critics.judged(env.spec)),
-        cfg.members,
-    )  # fmt: skip
-    obs = jnp.array([[1.0], [-1.0]])
-    return lambda action: jax.vmap(
-        lambda params: judges.apply(params["critic"], (obs, jnp.full((2, 1), action)))[..., 0]
-    )(state.params)
 
 
 def test_cal_ql_reads_returns_and_pushes_no_further():
@@ -179,7 +167,8 @@ def test_edac_without_its_term_is_sac_with_many_critics():
     cfg, batch, key = edac.Config(**SMALL, members=4, diversity=0.0), batch_of(invalid=False), jax.random.key(1)
     algo, many = edac.make(cfg, SPEC), sac.make(cfg, SPEC)
     state = started(algo)
-    close(algo.update(state, batch, key)[0].params, many.update(state, batch, key)[0].params, 1e-5)
+    one, two = (jax.jit(it.update)(state, batch, key)[0] for it in (algo, many))
+    close(one.params, two.params, 1e-5)
 
 
 # ------------------------------------------------------------------------------------------------------------- A2PR
@@ -217,10 +206,12 @@ def test_beers_term_is_what_sets_it_apart():
     batch = batch._replace(
         next_obs=batch.obs, action=0 * batch.action, reward=0 * batch.reward + 3.0, terminated=batch.terminated & False
     )
-    off, on = (beer.make(beer.Config(**SMALL, bound=bound), SPEC) for bound in (0.0, 100.0))
+    (off, without, _), (_, with_it, _) = (
+        learner(beer.make, beer.Config(**SMALL, bound=bound)) for bound in (0.0, 100.0)
+    )  # fmt: skip
     state = off.init(key)
-    one, metrics = jax.jit(off.update)(state, batch, key)
-    two, _ = jax.jit(on.update)(state, batch, key)
+    one, metrics = without(state, batch, key)
+    two, _ = with_it(state, batch, key)
     assert float(metrics["critic/above_bound"]) > 0.5
     assert not same(one.params["critic"]["body"], two.params["critic"]["body"])
     # The weights of the last layer have no part in the term.

@@ -15,20 +15,14 @@ from jaxrl_gen.envs import probe
 from jaxrl_gen.losses import dual, value
 from jaxrl_gen.types import Env, Spec, Transition
 from tests.algos import reference, test_bc, windows
-from tests.algos.test_sac import condensed, outputs
-from tests.algos.windows import ACTIONS, BATCH, DISCRETE, SPEC, batch_of, same, soiled, started
+from tests.algos.linear import outputs
+from tests.algos.windows import DISCRETE, LINEAR, MODEST, SPEC, batch_of, learner, same, started
 
 CFG = odice.Config(
     lr=0.01, gamma=0.9, tau=0.1, reward_scale=2.0, residual_weight=0.55, backward_weight=0.7, largest_weight=1.0,
-    actor_hidden=(8,), critic_hidden=(8,), normalize_obs=False,
+    normalize_obs=False, **MODEST,
 )  # fmt: skip
 DIRECTIONS = {"orthogonal": dual.orthogonal, "semi": dual.semi_gradient, "true": dual.true_gradient}
-
-
-def linear(combine, direction):
-    """ODICE with nets of one layer."""
-    values = nets.ensemble(nets.mlp((1,)), CFG.members)
-    return odice.make(CFG, SPEC, actor=nets.mlp((ACTIONS,)), values=values, combine=combine, direction=direction)
 
 
 # ------------------------------------------------------------------------------------------- the update, in NumPy
@@ -50,12 +44,11 @@ def directed(kind, forward, backward):
 
 def numpy_gradient(state, batch, smallest, kind):
     """What the update steps along, a pytree, by central differences of each of its pieces."""
-    frozen, slow, batch = windows.float64(state.params), windows.float64(state.target), windows.float64(batch)
-    reward, discount, valid, last = condensed(batch, CFG.gamma)
-    obs, action, next_obs = batch.obs[0], batch.action[0], batch.next_obs[last, np.arange(BATCH)]
+    frozen, slow = windows.float64(state.params), windows.float64(state.target)
+    obs, action, reward, next_obs, discount, valid = windows.condensed(batch, CFG.gamma)
 
     def judge(params, obs):
-        members = outputs(params, obs, np.zeros((len(obs), 0)))[..., 0]
+        members = outputs(params, obs)[..., 0]
         return members.min(0) if smallest else members.mean(0)
 
     residual = lambda now, later: CFG.reward_scale * reward + discount * judge(later, next_obs) - judge(now, obs)
@@ -83,13 +76,14 @@ def numpy_gradient(state, batch, smallest, kind):
 @pytest.mark.parametrize("kind", DIRECTIONS)
 @pytest.mark.parametrize("horizon, combine", [(1, value.mean), (3, value.minimum)], ids=["mean", "minimum_three_steps"])
 def test_update_equals_numpy(kind, horizon, combine):
-    algo, batch = linear(combine, DIRECTIONS[kind]), batch_of(horizon)
+    """Of nets of one layer."""
+    cfg, batch = dataclasses.replace(CFG, **LINEAR), batch_of(horizon)
+    algo = odice.make(cfg, SPEC, combine=combine, direction=DIRECTIONS[kind])
     state = started(algo)
     after, metrics = jax.jit(algo.update)(state, batch, jax.random.key(1))
     expected, cosine = numpy_gradient(state, batch, combine is value.minimum, kind)
     windows.close_to_numpy(state, after, expected, CFG.lr)
-    for slow, old, new in zip(*(jax.tree.leaves(x) for x in (after.target, state.target, after.params["value"]))):
-        np.testing.assert_allclose(slow, 0.9 * np.asarray(old, np.float64) + 0.1 * np.asarray(new), atol=1e-6)
+    windows.check_moved_slowly(after, state, after.params["value"])
     assert float(metrics["guard/skipped_updates"]) == 0.0
     np.testing.assert_allclose(metrics["value/cosine"], cosine, atol=1e-4)
 
@@ -97,35 +91,24 @@ def test_update_equals_numpy(kind, horizon, combine):
 # ------------------------------------------------------------------------------------------ what must not change it
 
 
-@cache
-def learner(**changes):
-    algo = odice.make(dataclasses.replace(CFG, **changes), SPEC)
-    return algo, jax.jit(algo.update), started(algo)
+NORMALIZED = dataclasses.replace(CFG, normalize_obs=True)
 
 
-@pytest.mark.parametrize("garbage", [50.0, np.nan])
-def test_invalid_rows_change_nothing(garbage):
-    _, update, state = learner(normalize_obs=True)
-    batch = batch_of(2)
-    one, _ = update(state, batch, jax.random.key(2))
-    two, _ = update(state, soiled(batch, garbage), jax.random.key(2))
-    assert not same(one.params, state.params) and same(one, two)
+def test_invalid_rows_change_nothing():
+    _, update, state = learner(odice.make, NORMALIZED)
+    windows.check_invalid_rows_change_nothing(update, state, batch_of(2))
 
 
 @pytest.mark.parametrize("where", ["obs", "action", "reward", "next_obs"])
 def test_a_batch_with_nan_changes_no_parameter(where):
-    _, update, state = learner()
-    batch = batch_of(invalid=False)
-    spoiled = getattr(batch, where).copy()
-    spoiled[0, 4] = np.nan
-    after, metrics = update(state, batch._replace(**{where: spoiled}), jax.random.key(4))
-    assert same(after.params, state.params) and float(metrics["guard/skipped_updates"]) == 1.0
+    _, update, state = learner(odice.make, NORMALIZED)
+    windows.check_nan_changes_no_parameter(update, state, batch_of(2, invalid=False), where)
 
 
 def test_a_batch_without_a_valid_row_changes_the_value_by_nothing():
-    _, update, state = learner()
-    batch = batch_of()._replace(valid=np.zeros((1, BATCH), bool))
-    after, _ = update(state, batch, jax.random.key(5))
+    _, update, state = learner(odice.make, NORMALIZED)
+    batch = batch_of(2)
+    after, _ = update(state, batch._replace(valid=np.zeros_like(batch.valid)), jax.random.key(5))
     assert same(after.params, state.params)
 
 

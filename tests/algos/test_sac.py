@@ -1,24 +1,23 @@
 """SAC against a float64 NumPy version of its update, on probes whose values are known, and with its parts replaced."""
 
 import dataclasses
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_gen import distributions, loops, nets, types
+from jaxrl_gen import distributions
 from jaxrl_gen.algos import sac
-from jaxrl_gen.envs import probe, wrap
+from jaxrl_gen.envs import probe
 from jaxrl_gen.losses import value
 from tests.algos import reference, windows
-from tests.algos.windows import ACTIONS, BATCH, DISCRETE, SPEC, batch_of, same, soiled, started
+from tests.algos.linear import BINS, UPDATES, errors, outputs, values
+from tests.algos.windows import ACTIONS, BATCH, DISCRETE, LINEAR, MODEST, SPEC, batch_of, learner, same, started
 
-BINS, LOW, HIGH = 11, -4.0, 4.0
-CLASSIFIED = value.classified(LOW, HIGH, BINS)
 NOISE = np.random.default_rng(99).normal(size=(BATCH, ACTIONS))
-CFG = sac.Config(lr=0.01, gamma=0.9, tau=0.1, actor_hidden=(8,), critic_hidden=(8,))
+CFG = sac.Config(lr=0.01, gamma=0.9, tau=0.1, **MODEST)
 
 
 def fixed_noise_head(size, low, high):
@@ -34,15 +33,10 @@ def fixed_noise_head(size, low, high):
     return head._replace(sample=sample)
 
 
-def linear(readout, cfg=CFG, **parts):
+def one_layer(readout, cfg=CFG, **parts):
     """SAC with nets of one layer and noise that is known."""
-    actor, critic = nets.mlp((2 * ACTIONS,)), nets.ensemble(nets.mlp((readout.size,)), cfg.members)
-    joined = nets.Net(
-        lambda key, example: critic.init(key, jax.ShapeDtypeStruct((3 + ACTIONS,), jnp.float32)),
-        lambda params, x: critic.apply(params, jnp.concatenate(x, -1)),
-    )
     head = fixed_noise_head(ACTIONS, cfg.log_std_low, cfg.log_std_high)
-    return sac.make(cfg, SPEC, actor=actor, critic=joined, head=head, readout=readout, **parts)
+    return sac.make(dataclasses.replace(cfg, **LINEAR), SPEC, head=head, readout=readout, **parts)
 
 
 # ------------------------------------------------------------------------------------------- the update, in NumPy
@@ -57,42 +51,10 @@ def act(params, obs, cfg):
     return np.tanh(before), np.sum(normal + 2.0 * log_cosh, -1)
 
 
-def outputs(critic, obs, action):
-    x, layer = np.concatenate([obs, action], -1), critic["Dense_0"]
-    return np.stack([x @ kernel + bias for kernel, bias in zip(layer["kernel"], layer["bias"])])
-
-
-def softmax(x):
-    exponents = np.exp(x - x.max(-1, keepdims=True))
-    return exponents / exponents.sum(-1, keepdims=True)
-
-
-CENTRES = np.linspace(LOW, HIGH, 2 * BINS + 1)[1::2]
-
-
-def values(out):
-    return out[..., 0] if out.shape[-1] == 1 else softmax(out) @ CENTRES
-
-
-def errors(out, target):
-    """[N, B], regression or classification by HL-Gauss."""
-    if out.shape[-1] == 1:
-        return 0.5 * (out[..., 0] - target) ** 2
-    from scipy.stats import norm
-
-    edges, width = np.linspace(LOW, HIGH, BINS + 1), (HIGH - LOW) / BINS
-    cdf = norm.cdf(edges, np.clip(target, LOW, HIGH)[:, None], 0.75 * width)
-    mass = np.diff(cdf, axis=1) / (cdf[:, -1:] - cdf[:, :1])
-    logits = out - out.max(-1, keepdims=True)
-    return -np.sum(mass * (logits - np.log(np.exp(logits).sum(-1, keepdims=True))), -1)
-
-
 def numpy_gradients(cfg, state, batch):
     """The gradients of SAC's losses by central differences: the critics', and the policy's by the critics moved."""
-    frozen, target_critic, batch = windows.float64(state.params), windows.float64(state.target), windows.float64(batch)
-    horizon, (reward, discount, valid, last) = len(batch.reward), condensed(batch, cfg.gamma)
-    assert horizon == 1 or np.any(last > 0)
-    obs, action, next_obs = batch.obs[0], batch.action[0], batch.next_obs[last, np.arange(BATCH)]
+    frozen, target_critic = windows.float64(state.params), windows.float64(state.target)
+    obs, action, reward, next_obs, discount, valid = windows.condensed(batch, cfg.gamma)
     temperature = np.exp(frozen["log_temperature"])
     next_action, next_log_prob = act(frozen, next_obs, cfg)
     following = values(outputs(target_critic, next_obs, next_action)).min(0) - temperature * next_log_prob
@@ -118,20 +80,9 @@ def without_critic(params):
     return {name: part for name, part in params.items() if name != "critic"}
 
 
-def condensed(batch, gamma):
-    from tests.losses.test_n_step import numpy_steps
-
-    return numpy_steps(batch, gamma)
-
-
-UPDATES = pytest.mark.parametrize(
-    "readout, horizon", [(value.regression(), 1), (CLASSIFIED, 3)], ids=["regression", "hl_gauss_three_steps"]
-)
-
-
 @UPDATES
 def test_update_equals_numpy(readout, horizon):
-    algo, batch = linear(readout), batch_of(horizon)
+    algo, batch = one_layer(readout), batch_of(horizon)
     state = started(algo)
     after, metrics = jax.jit(algo.update)(state, batch, jax.random.key(1))
     of_critic, of_policy = numpy_gradients(CFG, state, batch)
@@ -139,8 +90,7 @@ def test_update_equals_numpy(readout, horizon):
     rest = lambda state: (without_critic(state.params), state.opt_state["policy"])
     windows.close_to_numpy(state, after, of_critic, CFG.lr, critic)
     windows.close_to_numpy(state, after, of_policy, CFG.lr, rest)
-    for slow, old, new in zip(*(jax.tree.leaves(x) for x in (after.target, state.target, after.params["critic"]))):
-        np.testing.assert_allclose(slow, 0.9 * np.asarray(old, np.float64) + 0.1 * np.asarray(new), atol=1e-6)
+    windows.check_moved_slowly(after, state, after.params["critic"])
     assert float(metrics["guard/skipped_updates"]) == 0.0
     np.testing.assert_allclose(metrics["actor/temperature"], np.exp(state.params["log_temperature"]), rtol=1e-5)
 
@@ -148,44 +98,30 @@ def test_update_equals_numpy(readout, horizon):
 # ------------------------------------------------------------------------------------------ what must not change it
 
 
-@cache
-def learner(readout=value.regression(), **changes):
-    algo = sac.make(dataclasses.replace(CFG, **changes), SPEC, readout=readout)
-    return algo, jax.jit(algo.update), started(algo)
+NORMALIZED = dataclasses.replace(CFG, normalize_obs=True)
 
 
-@pytest.mark.parametrize("garbage", [50.0, np.nan])
-def test_invalid_rows_change_nothing(garbage):
-    _, update, state = learner(normalize_obs=True)
-    batch = batch_of(2)
-    one, _ = update(state, batch, jax.random.key(2))
-    two, _ = update(state, soiled(batch, garbage), jax.random.key(2))
-    assert not same(one.params, state.params) and same(one, two)
+def test_invalid_rows_change_nothing():
+    _, update, state = learner(sac.make, NORMALIZED)
+    windows.check_invalid_rows_change_nothing(update, state, batch_of(2))
 
 
 def test_a_batch_without_a_valid_row_changes_no_parameter():
-    _, update, state = learner(normalize_obs=True)
-    batch = batch_of()
+    _, update, state = learner(sac.make, NORMALIZED)
+    batch = batch_of(2)
     after, _ = update(state, batch._replace(valid=np.zeros_like(batch.valid)), jax.random.key(3))
     assert same(after.params, state.params) and same(after.normalizer, state.normalizer)
 
 
 @pytest.mark.parametrize("where", ["obs", "action", "reward", "next_obs"])
 def test_a_batch_with_nan_changes_no_parameter(where):
-    _, update, state = learner()
-    batch = batch_of(invalid=False)
-    state, _ = update(state, batch, jax.random.key(3))  # so that the optimiser has momentum
-    spoiled = getattr(batch, where).copy()
-    spoiled[0, 4] = np.nan
-    terminated = np.zeros_like(batch.terminated)
-    after, metrics = update(state, batch._replace(**{where: spoiled}, terminated=terminated), jax.random.key(4))
-    assert same(after.params, state.params) and float(metrics["guard/skipped_updates"]) == 1.0
-    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(after))
+    _, update, state = learner(sac.make, NORMALIZED)
+    windows.check_nan_changes_no_parameter(update, state, batch_of(2, invalid=False), where)
 
 
 def test_the_temperature_learns_from_its_own_loss_alone():
     """Other rewards move the critics, and by them the actor, and nothing else."""
-    algo, batch = linear(value.regression()), batch_of()
+    algo, batch = one_layer(value.regression()), batch_of()
     state = started(algo)
     update = jax.jit(algo.update)
     one, _ = update(state, batch, jax.random.key(5))
@@ -244,13 +180,13 @@ def test_the_support_of_a_classifying_critic_is_a_leaf_of_whoever_holds_it():
 def test_the_temperature_moves_towards_the_target_entropy():
     batch = batch_of(invalid=False)
     for target_entropy, direction in ((-20.0, -1.0), (20.0, 1.0)):
-        _, update, state = learner(target_entropy=target_entropy)
+        _, update, state = learner(sac.make, dataclasses.replace(CFG, target_entropy=target_entropy))
         after, _ = update(state, batch, jax.random.key(9))
         assert np.sign(after.params["log_temperature"] - state.params["log_temperature"]) == direction
 
 
 def test_actions_are_bounded_and_the_deterministic_one_is_in_the_middle():
-    algo, _, state = learner()
+    algo, _, state = learner(sac.make, CFG)
     obs = np.random.default_rng(10).normal(size=(200, 3)).astype(np.float32)
     action, extras = algo.act(state, 30.0 * obs, jax.random.key(11))
     assert action.shape == (200, ACTIONS) and np.all(np.abs(action) <= 1.0) and extras == {}
@@ -261,51 +197,30 @@ def test_actions_are_bounded_and_the_deterministic_one_is_in_the_middle():
 
 # ---------------------------------------------------------------------------------------------------------- learning
 
-GAMMA, HIDDEN, SEEDS = 0.9, (16,), 3
-PROBING = sac.Config(lr=1e-2, gamma=GAMMA, tau=0.05, actor_hidden=HIDDEN, critic_hidden=HIDDEN)
-UNSURPRISED = dict(initial_temperature=1e-4, target_entropy=-50.0)  # entropy counts for nothing
-
-
-def train(env, updates, readout=value.regression(), horizon=1, **changes):
-    """(Config, States of all seeds) after learning from interaction."""
-    make = partial(sac.make, readout=readout)
-    loop = loops.population(loops.off_policy(
-        make, wrap.fresh(env, 8), steps=2, updates=4, batch_size=64, capacity=2000, warmup=64, iterations=updates // 4,
-        horizon=horizon,
-    ))  # fmt: skip
-    cfg = types.strong(dataclasses.replace(PROBING, **changes))
-    carry = jax.jit(loop.init)(cfg, jax.random.split(jax.random.key(0), SEEDS))
-    return cfg, jax.jit(loop.chunk)(cfg, carry)[0].state
-
-
-def judged(env, state, obs, readout=value.regression()):
-    """The critics' values [seeds, N, B] of observations and actions [B, ...]."""
-    example = (env.spec.obs, jax.ShapeDtypeStruct((env.spec.action_size,), jnp.float32))
-    critic = nets.ensemble(nets.flat(nets.mlp((*HIDDEN, readout.size), jax.nn.relu), example), 2)
-    return jax.vmap(lambda params: readout.value(critic.apply(params["critic"], obs)))(state.params)
-
-
+GAMMA = 0.9
+PROBING = sac.Config(lr=1e-2, gamma=GAMMA, tau=0.05, actor_hidden=(16,), critic_hidden=(16,))
+UNSURPRISED = dataclasses.replace(PROBING, initial_temperature=1e-4, target_entropy=-50.0)  # entropy counts for nothing
 WIDE = value.classified(-3.0, 13.0, 41)
 
 
 def test_a_truncated_episode_is_worth_what_an_endless_one_is():
     env = probe.truncating(steps=5)
-    _, state = train(env, 800, **UNSURPRISED)
-    found = judged(env, state, (jnp.ones((3, 1)), jnp.array([[-0.5], [0.0], [0.5]])))
+    state, _ = windows.learn_online(sac.make, UNSURPRISED, env)
+    found = windows.judged(PROBING, env.spec, state, (jnp.ones((3, 1)), jnp.array([[-0.5], [0.0], [0.5]])))
     np.testing.assert_allclose(found, 1.0 / (1.0 - GAMMA), atol=0.6)
 
 
 def test_a_terminated_episode_is_worth_its_finite_sum():
     """By classification and three-step targets, whose windows go past the end of an episode."""
     env = probe.terminating(steps=5)
-    _, state = train(env, 800, WIDE, horizon=3, **UNSURPRISED)
-    found = judged(env, state, (jnp.eye(5), jnp.zeros((5, 1))), WIDE)
+    state, _ = windows.learn_online(partial(sac.make, readout=WIDE), UNSURPRISED, env, horizon=3)
+    found = windows.judged(PROBING, env.spec, state, (jnp.eye(5), jnp.zeros((5, 1))), WIDE)
     left = 5 - np.arange(5)
     np.testing.assert_allclose(found, np.broadcast_to((1 - GAMMA**left) / (1 - GAMMA), found.shape), atol=0.3)
 
 
 def test_the_best_action_is_found():
-    env = probe.continuous_action()
-    cfg, state = train(env, 800, target_entropy=-2.0)
+    env, cfg = probe.continuous_action(), dataclasses.replace(PROBING, target_entropy=-2.0)
+    state, _ = windows.learn_online(sac.make, cfg, env)
     best = jax.vmap(lambda s: sac.make(cfg, env.spec).act(s, jnp.array([[1.0], [-1.0]]), None)[0])(state)
-    np.testing.assert_allclose(best[..., 0], np.broadcast_to([0.5, -0.5], (SEEDS, 2)), atol=0.15)
+    np.testing.assert_allclose(best[..., 0], np.broadcast_to([0.5, -0.5], (3, 2)), atol=0.15)

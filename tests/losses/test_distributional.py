@@ -47,6 +47,12 @@ def test_project_keeps_the_mean_of_what_is_inside():
     np.testing.assert_allclose(found @ ATOMS, np.sum(probabilities * places, -1), atol=1e-5)
 
 
+def test_project_has_no_product_of_matrices():
+    """Accelerators round these by default, and the mass would not be kept."""
+    program = jax.make_jaxpr(distributional.project)(softmax(draw(B, K)), draw(B, K, seed=1), ATOMS)
+    assert "dot_general" not in str(program)
+
+
 def test_project_refuses_broadcasting():
     with pytest.raises(AssertionError):
         distributional.project(jnp.ones((B, K)), jnp.ones((1, K)), ATOMS)

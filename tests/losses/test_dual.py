@@ -162,6 +162,9 @@ def test_cosine(mode):
     np.testing.assert_allclose(mode(dual.cosine)(one, two), expected, rtol=1e-4)
     np.testing.assert_allclose(mode(dual.cosine)(one, jax.tree.map(lambda x: -3.0 * x, one)), -1.0, rtol=1e-6)
     assert float(mode(dual.cosine)(one, jax.tree.map(jnp.zeros_like, one))) == 0.0
+    for size in (1e-16, 1e16):  # whose fourth powers are no float32
+        scaled = [jax.tree.map(lambda x: size * x, tree) for tree in (one, two)]
+        np.testing.assert_allclose(mode(dual.cosine)(*scaled), expected, rtol=1e-4)
 
 
 @MODES

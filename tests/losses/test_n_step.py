@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from jaxrl_gen.losses import td
 from jaxrl_gen.types import Transition
+from tests.algos.windows import numpy_steps
 
 GAMMA, FEATURES = 0.9, 3
 MODES = pytest.mark.parametrize("mode", [lambda f: f, jax.jit], ids=["eager", "jit"])
@@ -26,21 +27,6 @@ def windows(horizon, batch=64, seed=0, p_end=0.2, p_invalid=0.1):
     obs = {"x": draw(FEATURES), "image": rng.integers(0, 255, (*shape, 2, 2)).astype(np.uint8)}
     next_obs = {"x": draw(FEATURES), "image": rng.integers(0, 255, (*shape, 2, 2)).astype(np.uint8)}
     return Transition(obs, draw(2), draw(), next_obs, terminated, truncated, valid)
-
-
-def numpy_steps(window, gamma):
-    """(reward, discount, valid, index of the last row) of each window, row by row."""
-    horizon, batch = window.reward.shape
-    reward, discount, valid, last = np.zeros(batch), np.zeros(batch), np.ones(batch, bool), np.zeros(batch, int)
-    for b in range(batch):
-        for k in range(horizon):
-            reward[b] += gamma**k * float(window.reward[k, b])
-            discount[b] = gamma ** (k + 1) * (not window.terminated[k, b])
-            valid[b] &= window.valid[k, b]
-            last[b] = k
-            if window.terminated[k, b] or window.truncated[k, b]:
-                break
-    return reward, discount, valid, last
 
 
 @MODES

@@ -291,13 +291,24 @@ def test_value_ascent(mode, scale_free):
     np.testing.assert_allclose(gradient, np.full(9, -1.0 / size), rtol=1e-5)
 
 
+@MODES
+def test_the_size_of_a_scale_free_push_is_that_of_valid_values(mode):
+    value = np.array([1.0, -2.0, np.nan, 6.0, 1e6], np.float32)
+    valid = np.array([True, True, False, True, False])
+    loss, _ = mode(lambda x, valid: policy.value_ascent(x, scale_free=True, valid=valid))(value, valid)
+    np.testing.assert_allclose(np.asarray(loss)[valid], [-1.0 / 3.0, 2.0 / 3.0, -2.0], rtol=1e-6)
+
+
 def test_scale_free_of_zero_values_is_finite():
     assert np.all(np.isfinite(policy.value_ascent(jnp.zeros(4), scale_free=True)[0]))
+    nothing = jnp.zeros(4, bool)
+    assert np.all(np.isfinite(policy.value_ascent(jnp.ones(4), scale_free=True, valid=nothing)[0]))
 
 
 def test_value_ascent_refuses_a_broadcasting_head():
-    with pytest.raises(AssertionError):
-        policy.value_ascent(jnp.zeros((5, 1)))
+    for value, valid in ((jnp.zeros((5, 1)), None), (jnp.zeros(5), jnp.ones(1, bool))):
+        with pytest.raises(AssertionError):
+            policy.value_ascent(value, valid=valid)
 
 
 @MODES
