@@ -17,8 +17,6 @@ cover the grid need neither. Where the first values are below what the goal is w
 """
 
 import dataclasses
-import json
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -28,7 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_gen import conclude, evaluate, launch, record
+from experiments import _scored
+from jaxrl_gen import launch
 from jaxrl_gen.types import check, static
 
 MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
@@ -163,8 +162,7 @@ def main(exp: Edge) -> Path:
         raise ValueError(
             f"headline is {exp.headline}; allowed: one of the horizons, deviations and members that are run"
         )
-    folder = exp.runs / (exp.name + (time.strftime("-%Y%m%d-%H%M%S") if exp.stamp else ""))
-    folder.mkdir(parents=True)
+    folder = _scored.make_folder(exp)
     say, world, rows = partial(print, flush=True), grid(exp), []
     start = time.perf_counter()
     for setting in ((k, sd, n) for sd in exp.deviations for k in exp.horizons for n in exp.members):
@@ -176,17 +174,7 @@ def main(exp: Edge) -> Path:
     (chosen,) = [row for row in rows if (row["horizon"], row["deviation"], row["members"]) == exp.headline]
     score = 100.0 * chosen["earned"] / chosen["optimum"]
     what = f"per cent of the optimal value, {members} critics, {horizon} steps, deviation {deviation:g}"
-    result: dict[str, Any] = {
-        "experiment": record.identity(exp),
-        "command": " ".join(sys.orig_argv),
-        "score": {"what": what, **evaluate.summary(score), "per_member": score},
-        "cells": rows,
-        "steps": int(exp.total_steps),
-        "seconds": {"training": time.perf_counter() - start, "total": conclude.seconds_since_start()},
-        "versions": record.versions(),
-        "config": record.describe(exp),
-    }
-    (folder / "result.json").write_text(json.dumps(record.plain(result), indent=1))
+    _scored.write(exp, folder, what=what, scores=score, training=time.perf_counter() - start, cells=rows)
     picture(folder / "curve.png", rows, exp.headline)
     say(f"look at {folder}")
     return folder

@@ -18,18 +18,17 @@ inverse model says: in this world, where every action is seen, few labels are en
 """
 
 import dataclasses
-import json
-import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_gen import conclude, evaluate, launch, loops, nets, record
+from experiments import _scored
+from jaxrl_gen import evaluate, launch, loops, nets
 from jaxrl_gen.algos import bc, latent_action
 from jaxrl_gen.envs.tasks import sprites
 from jaxrl_gen.nets import patches
@@ -288,26 +287,17 @@ def main(exp: Sprites) -> Path:
         raise ValueError(
             f"headline is {exp.headline}; allowed: one of codes {exp.codes} and distractors {exp.distractors}"
         )
-    folder = exp.runs / (exp.name + (time.strftime("-%Y%m%d-%H%M%S") if exp.stamp else ""))
-    folder.mkdir(parents=True)
+    folder = _scored.make_folder(exp)
     say = partial(print, flush=True)
     accuracies = codebooks(exp, say)
     successes = policies(exp, say) if exp.labels else []
     of_headline = {row["model"]: row for row in accuracies if row["distractors"] == distractors}
     score = 100.0 * of_headline[codes]["accuracy"]
     what = f"probe accuracy in per cent, {codes} codes, {distractors} distractors"
-    result: dict[str, Any] = {
-        "experiment": record.identity(exp),
-        "command": " ".join(sys.orig_argv),
-        "score": {"what": what, **evaluate.summary(score), "per_member": score},
-        "accuracies": accuracies,
-        "successes": successes,
-        "steps": int(exp.total_steps),
-        "seconds": {"training": of_headline[codes]["seconds"], "total": conclude.seconds_since_start()},
-        "versions": record.versions(),
-        "config": record.describe(exp),
-    }
-    (folder / "result.json").write_text(json.dumps(record.plain(result), indent=1))
+    seconds = of_headline[codes]["seconds"]
+    _scored.write(
+        exp, folder, what=what, scores=score, training=seconds, accuracies=accuracies, successes=successes
+    )  # fmt: skip
     picture(folder / "curve.png", accuracies, successes)
     say(f"look at {folder}")
     return folder

@@ -8,6 +8,7 @@ import pytest
 
 from experiments import edge_of_reach
 from experiments.edge_of_reach import Edge
+from jaxrl_gen import record
 
 EXP = Edge(seeds=16, total_steps=400)
 
@@ -68,3 +69,16 @@ def test_the_optimum_is_the_average_distance_to_the_goal(cells):
 def test_a_headline_that_is_not_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="headline is"):
         edge_of_reach.main(dataclasses.replace(EXP, runs=tmp_path, headline=(7, 20.0, 10)))
+
+
+def test_the_record_is_like_that_of_any_run(tmp_path):
+    small = dict(seeds=3, total_steps=20, horizons=(5,), deviations=(20.0,), members=(10,), stamp=False)
+    folder = edge_of_reach.main(dataclasses.replace(EXP, runs=tmp_path, **small))
+    found = record.read_json(folder / "result.json")
+    assert list(found) == ["experiment", "command", "score", "cells", "steps", "seconds", "versions", "config"]
+    assert found["experiment"] == "edge_of_reach.Edge" and found["steps"] == 20
+    assert found["config"]["static"]["seeds"] == 3
+    score = np.array(found["score"]["per_member"])
+    np.testing.assert_allclose(score, 100 * np.array(found["cells"][0]["earned"]) / found["cells"][0]["optimum"])
+    assert {"what", "iqm", "low", "high"} <= set(found["score"]) and found["seconds"]["training"] > 0
+    assert (folder / "curve.png").exists()
