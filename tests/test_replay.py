@@ -131,6 +131,47 @@ def test_logged_data_is_a_part_of_each_batch_and_never_of_the_carry():
     assert types_of(compiled.chunk(0.0, carry)[0]) == types_of(carry)
 
 
+def with_logged(logged):
+    return loops.offline_to_online(
+        counting, wrap.fresh(probe.continuous_action(), 4), lambda logged, key: logged, (logged,), steps=2, updates=1,
+        batch_size=3, capacity=40, warmup=8, iterations=4,
+    )  # fmt: skip
+
+
+def logged_rows(size=1, horizon=1):
+    number, no = jnp.full((horizon, 4), 7.0), jnp.zeros((horizon, 4), bool)
+    obs = jnp.full((horizon, 4, size), 7.0)
+    return Transition(obs, number[..., None], number, obs, no, no, ~no)
+
+
+def test_marks_of_logged_data_are_kept_and_rows_lived_online_have_none():
+    """Numbers that were not recorded online are left out: nothing stands for them."""
+    marks = {"demonstration": jnp.arange(4)[None] != 2, "places": jnp.ones((1, 4, 3), bool)}
+    number = jnp.ones((1, 4))
+    loop = with_logged(logged_rows()._replace(extras=marks | {"return_to_go": number, "nested": {"number": number}}))
+    _, _, batch = jax.jit(loop.iteration)(0.0, loop.init(0.0, jax.random.key(0)), 0, *loop.data)
+    assert set(batch.extras) == set(marks)
+    np.testing.assert_array_equal(batch.extras["demonstration"], [[False] * 3 + [True, True, False, True]])
+    assert batch.extras["places"].shape == (1, 7, 3)
+    np.testing.assert_array_equal(batch.extras["places"][0].any(-1), batch.reward[0] == 7)
+
+
+@pytest.mark.parametrize("changes", [{"size": 2}, {"horizon": 2}], ids=["spec", "horizon"])
+def test_logged_windows_of_another_spec_or_length_are_refused(changes):
+    loop = with_logged(logged_rows(**changes))
+    carry = jax.eval_shape(loop.init, 0.0, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"logged windows have .*; expected \(\(1, 1\), \(1, 1\)\), as those from the"):
+        jax.eval_shape(loop.chunk, 0.0, carry, *loop.data)
+
+
+def test_a_replay_larger_than_memory_is_refused_before_it_is_made():
+    loop = off_policy(capacity=10**6)
+    shapes = jax.eval_shape(loop.init, 0.0, jax.random.key(0))
+    ring = replay.nbytes(loop.env.spec, 10**6 // 4, 4)
+    with pytest.raises(ValueError, match=r"the chunk needs .* GB and the device has .* GB"):
+        loops.compile_report(loop, 0.0, shapes, memory_limit=ring)
+
+
 def types_of(tree):
     return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 

@@ -53,6 +53,7 @@ def read_d4rl(
     obs = _read_tree(found, "observations", spec.obs, path)
     checks.present(["actions", "rewards", "terminals", "timeouts"], list(found), where=str(path))
     checks.scalars({name: found[name] for name in ("rewards", "terminals", "timeouts")}, where=str(path))
+    checks.flags({name: found[name] for name in ("terminals", "timeouts")}, where=str(path))
     count = len(found["rewards"])
     for field in ("actions", *(name for name in found if "observations" in name)):
         if len(found[field]) != count:
@@ -91,6 +92,7 @@ def read_ogbench(
     obs = _read_tree(found, "observations", spec.obs, path)
     checks.present(["actions", "terminals"], list(found), where=str(path))
     checks.scalars({"terminals": found["terminals"]}, where=str(path))
+    checks.flags({"terminals": found["terminals"]}, where=str(path))
     last = np.asarray(found["terminals"], bool).copy()
     for field, x in found.items():
         if np.ndim(x) and len(x) != len(last):

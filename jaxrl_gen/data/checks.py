@@ -3,12 +3,13 @@
 Errors name the file, the field, what was found and what was expected.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
 
-from jaxrl_gen.data.trajectory import Dataset, lengths, named, narrow, nbytes
+from jaxrl_gen.data.trajectory import Dataset, lengths, named, narrow, nbytes, with_returns_to_go
 from jaxrl_gen.types import PyTree, Spec
 
 FIELDS = {"obs": "obs", "action": "action", "reward": "reward"}
@@ -111,6 +112,55 @@ def scalars(arrays: Mapping[str, np.ndarray], *, where: str) -> None:
             raise ValueError(
                 f"{where}: {field} has shape {list(np.shape(x))}; expected one number per row, found {shapes}"
             )
+
+
+def flags(arrays: Mapping[str, np.ndarray], *, where: str) -> None:
+    """Refuse fields that are neither 0 nor 1 in some row: of an end that was not recorded nothing may be assumed.
+
+    Raises:
+      ValueError: naming the first one.
+    """
+    for field, x in arrays.items():
+        x = np.asarray(x)
+        bad = ~((x == 0) | (x == 1))
+        if bad.any():
+            at = np.argmax(bad)
+            raise ValueError(
+                f"{where}: {field} is {x[at]} in row {at}; expected 0 or 1 in each, whether the episode ended there"
+            )
+
+
+def value_bounds(data: Dataset, low: float, high: float, gamma: float, *, where: str = "data") -> float:
+    """The share of the data's discounted returns that lie outside the bounds of values, warned of if there is any.
+
+    A critic that classifies (`losses.value.classified`, `losses.distributional.categorical`) takes what lies outside
+    for the bound itself. The returns are those from each row to its episode's end: what would have followed a truncated
+    end is not in them, so bounds that hold them may still be too narrow for the values.
+
+    Args:
+      data: Dataset.
+      low, high: the bounds, in units of reward.
+      gamma: discount per step.
+      where: the file, for the message.
+    Returns:
+      The share, in [0, 1].
+    Raises:
+      ValueError: if the lower bound is not below the upper one, or gamma is not in [0, 1].
+    """
+    if not low < high:
+        raise ValueError(f"the bounds of values are {low:g} and {high:g}; allowed: the lower one first")
+    if not 0.0 <= gamma <= 1.0:
+        raise ValueError(f"gamma is {gamma:g}; allowed: numbers in [0, 1]")
+    earned = np.asarray(with_returns_to_go(data, gamma).extras["return_to_go"])
+    outside = ~((earned >= np.float32(low)) & (earned <= np.float32(high)))
+    share = float(np.mean(outside))
+    if share:
+        warnings.warn(
+            f"{where}: {100 * share:.3g} % of {len(earned):,} returns would be clipped to the bounds of values "
+            f"[{low:g}, {high:g}]; with gamma {gamma:g} they are {_ends(earned)}",
+            stacklevel=2,
+        )
+    return share
 
 
 def summary(data: Dataset) -> str:

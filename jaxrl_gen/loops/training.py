@@ -149,7 +149,8 @@ def offline_to_online(make: Callable, env: Env, logged: Callable, data: tuple, *
 
     Args:
       make, env: as of `off_policy`.
-      logged: `(*data, key) -> Transition [H, B', ...]`; with B' = B, half of each batch is logged data.
+      logged: `(*data, key) -> Transition [H, B', ...]`; with B' = B, half of each batch is logged data. Of its extras
+        the marks (bool) are kept, such as "demonstration", and False in rows lived online; the others are left out.
       data: what it draws from.
       arguments: as of `off_policy`.
     Returns:
@@ -215,10 +216,24 @@ def _at_random_until(warm: jax.Array, algo: Algorithm, spec: Spec) -> Algorithm:
     return algo._replace(act=act)
 
 
-def _joined(batch: Transition, more: Transition) -> Transition:
-    """Two batches of windows as one, whatever `act` returned beside the actions left out."""
+def _joined(lived: Transition, logged: Transition) -> Transition:
+    """Windows from the replay and logged ones as one batch; of the extras the logged marks, False where it was lived.
+
+    Extras that are no marks (bool) are left out: nothing stands for a number that was not recorded.
+
+    Raises:
+      ValueError: if they are windows of another length, or of another Spec.
+    """
+    shapes = lambda rows: jax.tree.map(lambda x: (len(x), *x.shape[2:]), (rows.obs, rows.action))
+    if shapes(logged) != shapes(lived):
+        raise ValueError(
+            f"logged windows have observations and actions [H, ...] of {shapes(logged)}; expected {shapes(lived)}, as "
+            "those from the environment"
+        )
+    marks = {name: x for name, x in logged.extras.items() if getattr(x, "dtype", None) == bool}
+    unmarked = {name: jnp.zeros(lived.reward.shape + x.shape[2:], bool) for name, x in marks.items()}
     both = lambda x, y: jnp.concatenate([x, y.astype(x.dtype)], axis=1)
-    return jax.tree.map(both, batch._replace(extras={}), more._replace(extras={}))
+    return jax.tree.map(both, lived._replace(extras=unmarked), logged._replace(extras=marks))
 
 
 def _lanes(env: Env) -> int:

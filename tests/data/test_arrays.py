@@ -110,6 +110,15 @@ def nan_at(x, row):
 
 BAD = [
     ({"timeouts": None}, r"maze.npz: has no field timeouts; expected actions, rewards, terminals, timeouts, found act"),
+    (
+        {"terminals": None},
+        r"maze.npz: has no field terminals; expected actions, rewards, terminals, timeouts, found ac",
+    ),
+    (
+        {"terminals": nan_at(np.zeros(7), 3)},
+        "maze.npz: terminals is nan in row 3; expected 0 or 1 in each, whether the",
+    ),
+    ({"timeouts": -np.arange(7)}, "maze.npz: timeouts is -1 in row 1; expected 0 or 1 in each, whether the episode"),
     ({"observations": None}, r"maze.npz: has no field observations; expected observations, found actions, next_obs"),
     ({"rewards": nan_at(flat()["rewards"], 5)}, "maze.npz: rewards is not finite in 1 of 7 rows, first in row 5; exp"),
     ({"actions": 1.5 * flat()["actions"]}, r"actions is within \[-1.5, 1.5\]; expected \[-1, 1\], or the simulator's"),
@@ -139,6 +148,23 @@ def test_bad_files_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message) as refused:
         arrays.read_d4rl(written(tmp_path, **changes), FLAT, say=quiet)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "terminals, message",
+    [
+        (None, "has no field terminals; expected actions, terminals, found actions, observations"),
+        (
+            np.array([0, 0, 2, 0, 1]),
+            "terminals is 2 in row 2; expected 0 or 1 in each, whether the episode ended there",
+        ),
+    ],
+)
+def test_trajectories_that_do_not_say_where_they_end_are_refused(tmp_path, terminals, message):
+    fields = {"observations": np.zeros((5, 2)), "actions": np.zeros((5, 1)), "terminals": terminals}
+    np.savez(tmp_path / "og.npz", **{name: x for name, x in fields.items() if x is not None})
+    with pytest.raises(ValueError, match=f"og.npz: {message}"):
+        arrays.read_ogbench(tmp_path / "og.npz", FLAT, say=quiet)
 
 
 def test_nan_observations_are_refused(tmp_path):
