@@ -32,8 +32,9 @@ def project(probabilities: jax.Array, places: jax.Array, atoms: jax.Array) -> ja
     chex.assert_rank([probabilities, places, atoms], [2, 2, 1])
     chex.assert_equal_shape([probabilities, places])
     shares = jax.vmap(lambda x: value.two_hot(x, atoms))(places)
-    # Not as a product of matrices, which accelerators round: the mass would not be kept.
-    return jax.lax.stop_gradient(jnp.sum(probabilities[:, :, None] * shares, 1))
+    # Accelerators round what they multiply, unless they are told not to: the mass would not be kept.
+    exact = jax.lax.Precision.HIGHEST
+    return jax.lax.stop_gradient(jnp.einsum("bi,bij->bj", probabilities, shares, precision=exact))
 
 
 def quantile_huber(
