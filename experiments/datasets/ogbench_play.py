@@ -29,7 +29,7 @@ KINDS = ("play", "navigate", "stitch")  # words in a name that say which data ar
 
 @dataclasses.dataclass(frozen=True)
 class Play:
-    """Four files in OGBench's layout, with their cards."""
+    """Four files in OGBench's layout, with their cards; none where no episodes are asked for."""
 
     folder: Path = Path("datasets")
     seed: int = 0
@@ -150,7 +150,8 @@ def main(command: Play) -> None:
         (command.cube, command.cube_episodes),
         (command.scene, command.scene_episodes),
     ):
-        write(command.folder / file(name), name, episodes, command.steps, command.seed)
+        if episodes:
+            write(command.folder / file(name), name, episodes, command.steps, command.seed)
 
 
 def write(path: Path, name: str, episodes: int, steps: int | None = None, seed: int = 0) -> None:
