@@ -37,7 +37,7 @@ from jaxrl_gen.data import sampling, statistics, trajectory
 from jaxrl_gen.data.trajectory import Dataset
 from jaxrl_gen.types import Env, PyTree
 
-COMPARED = 2048  # rows, at most, among which PRDC looks for the nearest; among 30,000 a run takes most of an hour
+COMPARED = 8192  # rows, at most, among which PRDC looks for the nearest
 IMAGINED = 5  # steps of a rollout in a model
 
 

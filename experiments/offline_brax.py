@@ -13,7 +13,7 @@ is normalised: a policy at random has 0 and the expert 100, whose returns are re
 are our own, scores compare with each other, and with no published ones.
 
 All methods have the same networks, batches and updates, and see observations in units of the data's spread; all else is
-the default of each, and nothing was chosen by scores. PRDC looks for the nearest among 2,048 rows. Methods that imagine
+the default of each, and nothing was chosen by scores. PRDC looks for the nearest among 8,192 rows. Methods that imagine
 know when hopper falls.
 """
 

@@ -13,7 +13,7 @@ three and back at the third; `stitching` are short ways between random places, o
 the goal; `noisy` is an expert under noise, and `narrow` one that goes the same few ways again and again
 (`datasets.point_maze`). IQL's expectile and sharpness were chosen on other seeds of this maze; of the other methods
 nothing was chosen by scores: what they share is in `_offline.py`, and the rest is mostly the default of each. So these
-rows do not rank the methods. PRDC looks for the nearest among 2,048 rows; methods that imagine know where the goal is.
+rows do not rank the methods. PRDC looks for the nearest among 8,192 rows; methods that imagine know where the goal is.
 """
 
 import dataclasses

@@ -15,7 +15,7 @@ cube-single-singletask-task1-v0`, and one with a cube, two buttons, a drawer and
 scene-singletask-task1-v0`. As the data are our own, success rates compare with each other, and with no published ones.
 
 All methods have the same networks, batches and updates, and learn in units of the data's spread and range. PRDC looks
-for the nearest among 2,048 rows. Methods that imagine take for success what lies within the range of the data's own.
+for the nearest among 8,192 rows. Methods that imagine take for success what lies within the range of the data's own.
 
 What came out: in the maze cloning never arrives, IQL always does, and the seeds of FQL differ widely. In the time that
 these defaults take, the cube is all but never moved to its place: a negative result, recorded as it is.
