@@ -18,7 +18,7 @@ class Config(td3_bc.Config):
     """Hyper-parameters of PRDC; floats are leaves and never recompile."""
 
     nearness: float = leaf(2.0, low=0.0)  # beta: what a distance in observations counts beside one in actions
-    block: int = static(16_384, low=1)  # rows of the data looked through at a time
+    block: int = static(256, low=1)  # rows of the data looked through at a time
 
 
 class Among(NamedTuple):
@@ -38,31 +38,35 @@ def among(sample: Callable) -> Callable:
     return lambda data, obs, key: Among(sample(data, key), obs, data.action)
 
 
-def nearest(queries: jax.Array, keys: jax.Array, *, block: int = 16_384) -> jax.Array:
+def nearest(queries: jax.Array, keys: jax.Array, *, block: int = 256) -> jax.Array:
     """The row of `keys` at the least Euclidean distance from each query, i32 [B]; exact, by brute force.
+
+    First the least distance in each block of rows, by one product, |k|^2 - 2 q k, which lacks only |q|^2, the same for
+    all; then the place of the least, among the rows of the best block alone: to find a place takes ten times as long.
 
     Args:
       queries: [B, D].
       keys: [N, D].
-      block: rows compared at a time, so that memory is B x block and not B x N.
+      block: rows compared at a time.
     Returns:
       i32 [B]; of several at the same distance any.
     """
     count = len(keys)
     block = min(block, count)
-    blocks = -(-count // block)
+    firsts = jnp.minimum(jnp.arange(0, count, block), count - block)  # the last block overlaps the one before it
+    centre = jnp.mean(keys, 0)  # far from the origin, squares would drown the distances
+    keys, queries = keys - centre, queries - centre
+    known = jnp.concatenate([keys, jnp.sum(keys**2, -1, keepdims=True)], -1)
+    asked = jnp.concatenate([-2.0 * queries, jnp.ones_like(queries[:, :1])], -1)
 
-    def look(best, i):
-        first = jnp.minimum(i * block, count - block)  # the last block overlaps the one before it
-        part = jax.lax.dynamic_slice_in_dim(keys, first, block)
-        distance = jnp.sum(part**2, -1) - 2.0 * queries @ part.T  # but for |query|^2, the same for all
-        at = jnp.argmin(distance, -1)
-        here = jnp.take_along_axis(distance, at[:, None], -1)[:, 0]
-        closer = here < best[0]
-        return (jnp.where(closer, here, best[0]), jnp.where(closer, first + at, best[1])), None
+    def least(_, first):
+        part = jax.lax.dynamic_slice_in_dim(known, first, block)
+        return None, jnp.min(jnp.matmul(part, asked.T, precision=jax.lax.Precision.HIGHEST), 0)
 
-    start = (jnp.full(len(queries), jnp.inf), jnp.zeros(len(queries), jnp.int32))
-    return jax.lax.scan(look, start, jnp.arange(blocks))[0][1]
+    _, of_blocks = jax.lax.scan(least, None, firsts)  # [N / block, B]
+    rows = firsts[jnp.argmin(of_blocks, 0)][:, None] + jnp.arange(block)
+    at = jnp.argmin(jnp.sum((keys[rows] - queries[:, None]) ** 2, -1), -1)
+    return jnp.take_along_axis(rows, at[:, None], -1)[:, 0]
 
 
 def make(cfg: Config, spec: Spec, **parts) -> Algorithm:

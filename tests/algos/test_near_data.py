@@ -86,6 +86,12 @@ def test_nearest_equals_a_k_d_tree(rows, block):
     np.testing.assert_array_equal(found, cKDTree(keys).query(queries)[1])
 
 
+def test_nearest_is_exact_far_from_the_origin():
+    rng = np.random.default_rng(0)
+    keys, queries = (1e3 + rng.normal(size=(rows, 3)).astype(np.float32) for rows in (400, 50))
+    np.testing.assert_array_equal(prdc.nearest(queries, keys, block=32), cKDTree(keys).query(queries)[1])
+
+
 def among(batch, obs=None, action=None):
     return prdc.Among(batch, batch.obs[0] if obs is None else obs, batch.action[0] if action is None else action)
 
