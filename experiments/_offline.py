@@ -91,7 +91,7 @@ def recipes(
         "arsq": Recipe(arsq.make, arsq.Config(lr=lr, gamma=gamma, tau=tau, hidden=widths, normalize_obs=False)),
         "mopo": Recipe(mopo.make, mopo.Config(**learning), short, imagines=True),
         "ravl": Recipe(
-            ravl.make, ravl.Config(**learning | dict(policy=edac.Config(**critics))), short, imagines=True
+            ravl.make, ravl.Config(**learning | dict(policy=edac.Config(**critics, diversity=0.5))), short, imagines=True
         ),
         "lipmbrl": Recipe(lipmbrl.make, lipmbrl.Config(learning=in_one), short, imagines=True),
         "fql": Recipe(fql.make, fql.Config(**critics, closeness=1.0, scale_free=True)),

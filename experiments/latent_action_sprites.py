@@ -86,7 +86,8 @@ def learn(exp: Sprites, make, cfg, env: Env, sample, shared: tuple, own: tuple =
       sample: `(*shared, *own, key) -> batch`.
       shared, own: data of all seeds, and of each: leaves [S, ...].
     """
-    loop = loops.offline(make, env, sample, (), updates=max(1, int(exp.total_steps) // 10))
+    of_one = (*shared, *jax.tree.map(lambda x: x[0], own))  # of one seed, as an example; the chunk is given all
+    loop = loops.offline(make, env, sample, of_one, updates=max(1, int(exp.total_steps) // 10))
     cfg, keys = strong(cfg), jax.random.split(jax.random.key(exp.seed + 1), exp.seeds)
     axes = (None, 0, *[None] * len(shared), *[0] * len(own))
     carry = jax.jit(jax.vmap(loop.init, (None, 0)))(cfg, keys)

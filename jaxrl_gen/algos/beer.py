@@ -17,7 +17,7 @@ from jaxrl_gen.types import Algorithm, Spec, config, leaf, static
 class Config(td3.Config):
     """Hyper-parameters of BEER; floats are leaves and never recompile."""
 
-    bound: float = leaf(1e-3, low=0.0)  # weight of what is above the bound; 0 is plain DPG
+    bound: float = leaf(5e-4, low=0.0)  # weight of what is above the bound, 1e-3 in the release; 0 is plain DPG
     smoothing: float = leaf(0.0, low=0.0)
     members: int = static(1, low=1, high=1)  # critics
     critic_updates: int = static(1, low=1)

@@ -5,7 +5,7 @@ that values have the right size when learning goes on online.
 
 Reference: Kumar et al. 2020, arXiv 2006.04779; Nakamoto et al. 2023, arXiv 2303.05479. Releases differ in where the
 actions proposed at the next observation are judged: here at that observation's predecessor, as in the paper's own.
-Different from them: critics learn half their squared error, so that their weight of the gap is twice this one, and the
+Different from them: critics learn half their squared error, so that their weight of the gap is twice this one; and the
 target counts the entropy to come, as SAC's does and theirs by default does not.
 """
 
@@ -23,7 +23,7 @@ from jaxrl_gen.types import Algorithm, Spec, config, leaf, static
 class Config(sac.Config):
     """Hyper-parameters of CQL; floats are leaves and never recompile."""
 
-    conservatism: float = leaf(5.0, low=0.0)  # weight of the gap, in units of value
+    conservatism: float = leaf(2.5, low=0.0)  # weight of the gap; 5 in the release, whose critics learn all their error
     softness: float = leaf(1.0, low=1e-3)  # of the soft maximum, in units of value
     samples: int = static(10, low=1)  # actions drawn uniformly, from the policy here, and from the policy one step on
     calibrated: bool = static(False)  # Cal-QL

@@ -73,7 +73,7 @@ def compile_report(loop: Loop, cfg: PyTree, carry: PyTree, *, memory_limit: int 
     if limit and peak > limit:
         raise ValueError(
             f"the chunk needs {peak / 2**30:.1f} GB and the device has {limit / 2**30:.1f} GB: "
-            "fewer lanes, members or steps per rollout"
+            "fewer lanes, members, steps per rollout or rows of replay"
         )
     flops = float((compiled.cost_analysis() or {}).get("flops", np.nan))
     fixed = loop.data and loop.feed is None

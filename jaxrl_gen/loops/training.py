@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxrl_gen import replay
 from jaxrl_gen.loops.loop import Loop
 from jaxrl_gen.loops.rollout import collect, reduce_metrics, renewal
-from jaxrl_gen.types import Algorithm, Carry, Env, Spec, Transition, add_steps
+from jaxrl_gen.types import Algorithm, Carry, Env, PyTree, Spec, Transition, add_steps
 
 
 def on_policy(make: Callable, env: Env, *, steps: int, iterations: int) -> Loop:
@@ -176,7 +176,8 @@ def offline(
     Returns:
       Loop.
     Raises:
-      ValueError: if updates < 1, or if there are both data and a feed, or neither.
+      ValueError: if updates < 1, or if there are both data and a feed, or neither; and when the chunk is traced, if the
+        data are of another Spec.
     """
     _at_least_one(updates=updates)
     if bool(data) == (feed is not None):
@@ -190,7 +191,7 @@ def offline(
     def iteration(cfg, carry, i=0, *data):
         algo = make(cfg, env.spec)
         key, key_sample, key_update = jax.random.split(carry.key, 3)
-        batch = sample(*data, key_sample)
+        batch = _of_spec(sample(*data, key_sample), env.spec)
         state, metrics = algo.update(carry.state, batch, key_update)
         return carry._replace(state=state, key=key, steps=add_steps(carry.steps, 1)), metrics, batch
 
@@ -214,6 +215,17 @@ def _at_random_until(warm: jax.Array, algo: Algorithm, spec: Spec) -> Algorithm:
         return jnp.where(warm, action, uniform), extras
 
     return algo._replace(act=act)
+
+
+def _of_spec(batch: PyTree, spec: Spec) -> PyTree:
+    """The batch, unless it is windows of another Spec; batches of other kinds are the algorithm's business."""
+    if not isinstance(batch, Transition) or batch.obs is None:
+        return batch
+    found = jax.tree.map(lambda x: x.shape[2:], (batch.obs, batch.action))
+    expected = (jax.tree.map(lambda x: x.shape, spec.obs), () if spec.discrete else (spec.action_size,))
+    if found != expected:
+        raise ValueError(f"the data have observations and actions of {found}; expected {expected}, as in the Spec")
+    return batch
 
 
 def _joined(lived: Transition, logged: Transition) -> Transition:

@@ -85,7 +85,8 @@ def categorical(low: jax.Array, high: jax.Array, atoms: int = 101) -> value.Read
     smallest mean (clipped double Q), the mean mixes all. A choice that weighs one below zero makes no distribution.
 
     Args:
-      low, high: the outermost atoms, in units of value; they may be traced.
+      low, high: the outermost atoms, in units of value (`data.checks.value_bounds` holds them against logged returns);
+        they may be traced.
       atoms: K.
     Returns:
       Readout whose target is probabilities [M, B, K]; its metric `critic/clipped` is their mass on the outermost atoms,

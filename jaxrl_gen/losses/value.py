@@ -193,8 +193,8 @@ def classified(low: jax.Array, high: jax.Array, bins: int = 101, *, to_probabili
     The target is a number, as in regression: the distribution is how it is learned, not what is bootstrapped.
 
     Args:
-      low, high: ends of the support, in units of value; 10 to 20 % wider than the values. They may be traced: two float
-        leaves of the caller's Config can be swept.
+      low, high: ends of the support, in units of value; 10 to 20 % wider than the values (`data.checks.value_bounds`
+        holds them against logged returns). They may be traced: two float leaves of the caller's Config can be swept.
       bins: K.
       to_probabilities: `(value [B], centres [K]) -> [B, K]`: `hl_gauss`, `partial(hl_gauss, smoothing=...)`, `two_hot`.
     Returns:

@@ -4,13 +4,14 @@ Each family has a module of tests that imports these and names its `CASES`, for 
 left with nothing compiled: a process has room for about thirty cases' programs.
 """
 
+import dataclasses
 import functools
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,15 +48,21 @@ def committed(tree):
     return jax.device_put(tree, jax.devices()[0])
 
 
-class Ready(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Ready:
     """A case compiled once for all tests here, on lanes that can be poisoned and are not."""
 
     loop: loops.Loop
     cfg: Any
+    key: jax.Array
     init: Callable
-    carry: types.Carry  # the first
     chunk: Callable
     traces: list  # one entry for each trace of the chunk
+
+    @functools.cached_property
+    def carry(self) -> types.Carry:
+        """The first; who resumes needs no more of it than its shapes."""
+        return self.init(self.cfg, self.key)
 
 
 @functools.cache
@@ -69,7 +76,7 @@ def ready(case) -> Ready:
     starts, jitted = jax.jit(loop.init), jax.jit(counted)
     init = lambda cfg, key: committed(starts(cfg, key))
     chunk = lambda cfg, carry: jitted(cfg, carry, *loop.data)
-    return Ready(loop, cfg, init, init(cfg, jax.random.key(0)), chunk, traces)
+    return Ready(loop, cfg, jax.random.key(0), init, chunk, traces)
 
 
 @functools.cache
@@ -81,7 +88,7 @@ def populated(case) -> Ready:
     init = lambda cfg, key: committed(starts(cfg, key))
     chunk = lambda cfg, carry: jitted(cfg, carry, *many.data)
     keys = jax.random.split(jax.random.key(1), len(RATES))
-    return Ready(many, case.config(**{case.rate: RATES}), init, init(it.cfg, keys), chunk, traces)
+    return Ready(many, case.config(**{case.rate: RATES}), keys, init, chunk, traces)
 
 
 def test_the_config_passes_its_own_check(case):
@@ -127,8 +134,7 @@ def test_no_key_is_used_twice(case):
     """Of a single run: under vmap the checker takes the scan over keys that were split for a second use."""
     loop, cfg = case.loop(), case.config()
     with jax.debug_key_reuse(True):
-        carry = jax.eval_shape(loop.init, cfg, jax.random.key(0))
-        jax.eval_shape(jax.jit(loop.init), cfg, jax.random.key(0))
+        carry = jax.eval_shape(jax.jit(loop.init), cfg, jax.random.key(0))
         jax.eval_shape(jax.jit(loop.chunk), cfg, carry, *loop.data)
 
 
@@ -224,7 +230,8 @@ def everything(cases):
 def go_on(folder, cases):
     """In the new process: one chunk more of every carry."""
     them, saver = everything(cases), checkpoint.Checkpointer(Path(folder))
-    saved = saver.restore_latest(jax.eval_shape(lambda: {name: it.carry for name, it in them.items()}))
+    shapes = {name: jax.eval_shape(it.loop.init, it.cfg, it.key) for name, it in them.items()}
+    saved = saver.restore_latest(shapes)
     assert saved.step == 1
     saver.save(2, {name: it.chunk(it.cfg, saved.carry[name])[0] for name, it in them.items()}, {})
     saver.close()

@@ -6,10 +6,9 @@ import pytest
 
 from jaxrl_gen import loops
 from jaxrl_gen.data import sampling
-from jaxrl_gen.envs import probe
 from jaxrl_gen.losses import td
-from jaxrl_gen.types import Algorithm
-from tests.data.recorded import LENGTHS, TERMINATED, dataset, episodes
+from jaxrl_gen.types import Algorithm, Env
+from tests.data.recorded import LENGTHS, SPEC, TERMINATED, dataset, episodes
 
 STEPS = [(e, t) for e, length in enumerate(LENGTHS) for t in range(length)]
 
@@ -91,9 +90,15 @@ def test_a_loop_draws_from_it_in_its_compiled_program():
         update = lambda state, batch, key: (state + 1, {"count/valid": batch.valid.mean(dtype="float32")})
         return Algorithm(lambda key: np.zeros((), np.float32), update, lambda state, obs, key: (obs, {}))
 
-    loop = loops.offline(counting, probe.continuous_action(), sampling.transitions(8, 2), (dataset(),), updates=5)
+    learning = lambda spec: loops.offline(
+        counting, Env(None, None, spec), sampling.transitions(8, 2), (dataset(),), updates=5
+    )
+    loop = learning(SPEC)
     carry, metrics = jax.jit(loop.chunk)(0.0, loop.init(0.0, jax.random.key(0)), *loop.data)
     assert carry.state == 5 and 0 < metrics["count/valid"] <= 1
+    other = learning(SPEC._replace(action_size=3))
+    with pytest.raises(ValueError, match=r"actions of \(.*\(2,\)\); expected \(.*\(3,\)\), as in the Spec"):
+        jax.eval_shape(other.chunk, 0.0, carry, *other.data)
 
 
 def test_refusals():
