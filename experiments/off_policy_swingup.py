@@ -1,7 +1,7 @@
-"""SAC, TD3 and their massively parallel recipes swing up a cartpole in MJX (PPO: experiments/ppo_swingup.py).
+"""SAC, TD3, BEER and massively parallel recipes swing up a cartpole in MJX (PPO: experiments/ppo_swingup.py).
 
 Run:      python -m experiments.off_policy_swingup
-Method:   sac; td3: --method td3; td3 on categorical: --method fast_td3; sac on categorical: --method fast_sac
+Method:   sac; td3, beer: --method NAME; td3 on categorical: --method fast_td3; sac on categorical: --method fast_sac
 Hardware: AMD EPYC, 2 cores, jax 0.10.2
 Minutes:  10.5
 Expect:   mean return of 64 episodes: IQM 804, 95 % interval 754.2 to 849.8, over 5 seeds
@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from jaxrl_gen import launch, loops
-from jaxrl_gen.algos import sac, td3
+from jaxrl_gen.algos import beer, sac, td3
 from jaxrl_gen.envs import playground, wrap
 from jaxrl_gen.losses import distributional, value
 from jaxrl_gen.types import static
@@ -41,6 +41,7 @@ class Recipe(NamedTuple):
 METHODS = {
     "sac": Recipe(sac.make, sac.Config(lr=1e-3, tau=0.01, **WIDTHS), 16, 8, 256),
     "td3": Recipe(td3.make, td3.Config(lr=1e-3, tau=0.01, **WIDTHS), 16, 4, 512),
+    "beer": Recipe(beer.make, beer.Config(lr=1e-3, tau=0.01, **WIDTHS), 16, 8, 256),
     "fast_td3": Recipe(
         partial(td3.make, readout=RETURNS, actor_value=value.minimum),
         td3.Config(**FAST, slow_actor=False, smoothing=0.001, exploration_low=0.001, exploration_high=0.4),
