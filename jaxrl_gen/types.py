@@ -197,3 +197,42 @@ def total_steps(steps: jax.Array) -> int:
     """The two-word counter as a Python int (of the first member, where a population has a leading axis)."""
     low, high = np.asarray(steps).reshape(-1, 2)[0]
     return int(low) + (int(high) << 32)
+
+
+def branch(condition: jax.Array, function: Callable[[], PyTree], otherwise: Callable[[], PyTree]) -> PyTree:
+    """`function()` where the condition holds and else `otherwise()`, which under `vmap` stays a branch.
+
+    `jax.lax.cond` computes both sides for every member of a population whose condition has an axis of its own. Here
+    `function` is left out where no member wants it, and where any does, the others keep what `otherwise` gives.
+
+    Args:
+      condition: scalar bool.
+      function, otherwise: of no arguments, with results of one structure, shape and dtype.
+    """
+
+    def wanted():
+        return jax.tree.map(lambda x, y: jnp.where(_own(condition), x, y), function(), otherwise())
+
+    return jax.lax.cond(_any_member(condition), wanted, otherwise)
+
+
+@jax.custom_batching.custom_vmap
+def _any_member(condition):
+    """The condition of a single run; in a population, without an axis, whether it holds for any member."""
+    return condition
+
+
+@_any_member.def_vmap
+def _(size, mapped, condition):
+    return _any_member(jnp.any(condition)), False
+
+
+@jax.custom_batching.custom_vmap
+def _own(condition):
+    """Of a single run True, for it is asked within the branch alone; in a population each member's condition."""
+    return jnp.ones_like(condition)
+
+
+@_own.def_vmap
+def _(size, mapped, condition):
+    return condition, True

@@ -137,3 +137,27 @@ def test_the_counter_passes_four_billion():
 def test_ended_is_either_way():
     row = types.Outcome((), jnp.zeros(4), jnp.array([0, 0, 1, 1], bool), jnp.array([0, 1, 0, 1], bool))
     np.testing.assert_array_equal(types.ended(row), [False, True, True, True])
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)], ids=["single", "members", "settings-and-members"])
+@pytest.mark.parametrize("who", ["none", "some", "all"])
+def test_a_branch_is_each_members_own_and_left_out_where_nobody_takes_it(shape, who):
+    taken = []
+
+    def one(condition, x):
+        def function():
+            jax.debug.callback(lambda: taken.append(1))
+            return {"x": 2.0 * x, "n": jnp.int32(1)}
+
+        return types.branch(condition, function, lambda: {"x": x, "n": jnp.int32(0)})
+
+    rng = np.random.default_rng(0)
+    condition = {"none": np.zeros(shape, bool), "all": np.ones(shape, bool), "some": rng.random(shape) < 0.5}[who]
+    x, run = rng.normal(size=(*shape, 4)).astype(np.float32), one
+    for _ in shape:
+        run = jax.vmap(run)
+    got = jax.block_until_ready(jax.jit(run)(condition, x))
+    jax.effects_barrier()
+    np.testing.assert_array_equal(got["x"], np.where(condition[..., None], 2.0 * x, x))
+    np.testing.assert_array_equal(got["n"], condition.astype(np.int32))
+    assert bool(taken) == bool(condition.any())

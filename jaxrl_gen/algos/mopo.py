@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxrl_gen import replay
 from jaxrl_gen.algos import descent, dynamics, sac
 from jaxrl_gen.losses import dynamics as losses
-from jaxrl_gen.types import Algorithm, PyTree, Spec, Transition, config, leaf, static
+from jaxrl_gen.types import Algorithm, PyTree, Spec, Transition, branch, config, leaf, static
 
 
 @config
@@ -142,7 +142,7 @@ def _mixed(batch: Transition, ring: replay.Replay, key: jax.Array, real: jax.Arr
 def _either(condition: jax.Array, function: Callable, otherwise: Callable) -> PyTree:
     """`function()` where the condition holds, and else `otherwise(shapes of its result)`, without running it."""
     like = jax.eval_shape(function)
-    return jax.lax.cond(condition, function, lambda: otherwise(like))
+    return branch(condition, function, lambda: otherwise(like))
 
 
 def _zeros(like: PyTree) -> PyTree:

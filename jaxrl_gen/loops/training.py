@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxrl_gen import replay
 from jaxrl_gen.loops.loop import Loop
 from jaxrl_gen.loops.rollout import collect, reduce_metrics, renewal
-from jaxrl_gen.types import Algorithm, Carry, Env, PyTree, Spec, Transition, add_steps
+from jaxrl_gen.types import Algorithm, Carry, Env, PyTree, Spec, Transition, add_steps, branch
 
 
 def on_policy(make: Callable, env: Env, *, steps: int, iterations: int) -> Loop:
@@ -127,7 +127,7 @@ def off_policy(
             return state, jax.tree.map(lambda x: jnp.mean(x, 0), metrics)
 
         nothing = lambda: (carry.state, jax.tree.map(jnp.zeros_like, jax.eval_shape(learn)[1]))
-        state, metrics = jax.lax.cond(ready, learn, nothing)
+        state, metrics = branch(ready, learn, nothing)
         carry = carry._replace(state=state, key=key, steps=add_steps(carry.steps, block), replay=ring)
         return carry, metrics | sums | {"learned": ready.astype(jnp.float32)}, lambda: draw(keys[-1])
 

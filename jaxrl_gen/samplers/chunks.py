@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl_gen.types import Algorithm, PyTree, Recalled, Spec
+from jaxrl_gen.types import Algorithm, PyTree, Recalled, Spec, branch
 
 
 class Chunk(NamedTuple):
@@ -63,7 +63,7 @@ def chunked(planner: Algorithm, spec: Spec, *, history: int, horizon: int, execu
             executed = actions[:, history - 1 : history - 1 + execute]
             return jnp.where((before.position == 0)[:, None, None], executed, before.plan)
 
-        actions = jax.lax.cond(jnp.any(before.position == 0), plan, lambda: before.plan)
+        actions = branch(jnp.any(before.position == 0), plan, lambda: before.plan)
         action = jnp.take_along_axis(actions, before.position[:, None, None], axis=1)[:, 0]
         position = (before.position + 1) % execute
         return action, {"memory": Chunk(past, actions, position, jnp.ones_like(before.begun))}
