@@ -2,9 +2,9 @@
 
 Run:      python -m experiments.edge_of_reach
 Method:   ravl
-Hardware: not measured
-Minutes:  not measured
-Expect:   not measured
+Hardware: AMD EPYC, 2 cores, jax 0.10.2
+Minutes:  2.5
+Expect:   per cent of the optimal value, 10 critics, 5 steps, deviation 20: IQM 100, 95 % interval 100 to 100, over 64 seeds
 
 The data are all steps from a block in the corner of a grid, whose goal lies within. Rollouts of k steps of the true
 dynamics start there, as if every policy were tried. So the values of states fewer than k steps away are learned; those
@@ -14,6 +14,10 @@ a deviation that is swept, as a stand-in for what a network makes of states that
 The prediction: one critic is as optimistic as the best of these values, and its greedy policy leaves for the edge. The
 least of many critics, as in "ravl", is pessimistic there, and nearly exact where values were learned. Rollouts that
 cover the grid need neither. Where the first values are below what the goal is worth, nothing of this shows.
+
+It came out so, without any error in the model. At deviation 20 and rollouts of 5 steps one critic thought a start worth
+30 of at most 9 and earned 0, two earned 0.3, and ten critics 9; with rollouts of 20 steps one critic was enough, and so
+it was at deviation 2.
 """
 
 import dataclasses

@@ -142,10 +142,15 @@ def probe(codes: int, train: tuple, test: tuple, ridge: float = 1e-3) -> np.ndar
     return np.array(accuracy)
 
 
+def of_pairs(env: Env) -> Env:
+    """A world whose observation is a pair of frames, for who learns to tell what happened between them."""
+    return env._replace(spec=env.spec._replace(obs=(env.spec.obs, env.spec.obs)))
+
+
 def inverse_model(exp: Sprites, cfg: bc.Config, spec) -> Algorithm:
-    """Cloning whose observation is a pair of frames."""
+    """Cloning from pairs of frames."""
     change = patches.of_images(patches.change(exp.algo.hidden, exp.actions), exp.algo.patch, exp.algo.features)
-    return bc.make(cfg, spec._replace(obs=(spec.obs, spec.obs)), actor=change)
+    return bc.make(cfg, spec, actor=change)
 
 
 def policy(exp: Sprites, choices: int, cfg: bc.Config, spec) -> Algorithm:
@@ -166,11 +171,11 @@ def codebooks(exp: Sprites, say) -> list[dict]:
         everything = jnp.arange(len(film.action))[None].repeat(exp.seeds, 0)
         both, held_out = (film.obs, film.next_obs), (other.obs, other.next_obs)
         states, _, seconds = learn(
-            exp, partial(inverse_model, exp), exp.cloning, env,
+            exp, partial(inverse_model, exp), exp.cloning, of_pairs(env),
             lambda obs, action, order, key: labelled(obs, exp.batch, action, order, len(action), key),
             (both, film.action), (everything,),
         )  # fmt: skip
-        said = infer(inverse_model(exp, exp.cloning, env.spec), states, held_out)
+        said = infer(inverse_model(exp, exp.cloning, of_pairs(env).spec), states, held_out)
         accuracy = np.mean(np.asarray(said) == actions[1], 1)
         rows.append({"distractors": distractors, "model": "labels", "accuracy": accuracy, "seconds": seconds})
         say(f"{distractors} distractors, all labels: {told(accuracy)}, {seconds:.0f} s")
@@ -236,9 +241,9 @@ def policies(exp: Sprites, say) -> list[dict]:
                                                     jnp.ones((labels,), bool)))(code, orders)  # fmt: skip
         rows.append(row("codes", labels, success(on_codes, meaning)))
         inverse, _, _ = learn(
-            exp, partial(inverse_model, exp), exp.cloning, env, of_rows, (both,), (truth, orders, known)
+            exp, partial(inverse_model, exp), exp.cloning, of_pairs(env), of_rows, (both,), (truth, orders, known)
         )
-        said = infer(inverse_model(exp, exp.cloning, env.spec), inverse, both)
+        said = infer(inverse_model(exp, exp.cloning, of_pairs(env).spec), inverse, both)
         rows.append(row("inverse model", labels, success(clone(exp.actions, said, everything))))
         rows.append(row("cloning", labels, success(clone(exp.actions, truth, known))))
     return rows
