@@ -44,11 +44,21 @@ class Entry(NamedTuple):
 
 
 def record(run: Path) -> Path:
-    """Copy a run's `result.json`, learning curve and a still of its video beside the experiments; returns its path."""
+    """Copy a run's `result.json`, learning curve and a still of its video beside the experiments; returns its path.
+
+    Raises:
+      ValueError: if the run was resumed with other settings, which the command that began it does not say.
+    """
     result = json.loads((run / "result.json").read_text())
-    name = result["config"]["options"]["name"]
+    config = result["config"]
+    if changes := config.get("changes"):
+        fields = ", ".join(change["field"] for change in changes)
+        raise ValueError(f"{run}: {fields} changed when it was resumed, and no one command gives this result")
+    name = config["options"]["name"]
     result["command"] = re.sub(r" --runs[ =]\S+", "", re.sub(r"^\S*python\S*", "python", result["command"]))
-    result["config"]["options"]["runs"] = "runs"  # where it lay on someone's disk is nobody's business
+    config["options"]["runs"] = "runs"  # where it lay on someone's disk is nobody's business
+    config.pop("command", None)
+    config["resumed"] = len(config.get("resumed", []))
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     if (run / "curve.png").exists():

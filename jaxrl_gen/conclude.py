@@ -1,7 +1,6 @@
 """What follows training: the evaluation of every member, the best one's policy and video, `result.json`, the report."""
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,8 @@ class Ran(NamedTuple):
     evaluate: Callable | None  # (chunk, carry) -> Episodes
     chunks: int  # trained
     compiled: loops.Compiled
-    seconds: float  # of training
+    before: float  # seconds of training, before this process
+    seconds: float  # of training, in all
     what: str = "mean return"  # what an episode's rewards sum up to
     also: dict[str, tuple[Callable, Callable]] = {}  # other policies of the same State: (make, evaluate)
     play: Callable | None = None  # on the host
@@ -65,7 +65,7 @@ def conclude(ran: Ran, folder: Path, say: Callable[[str], None]) -> None:
     names, columns = ran.group.names(_on_host(ran.cfg)), told.get("members", {})
     result = {
         "experiment": ran.described["experiment"],
-        "command": " ".join(sys.orig_argv),
+        "command": ran.described["command"],
         "score": told.get("score"),
         "decision_ms": _decision_ms(ran, ran.make, cfg, state) if played else None,
         "also": {
@@ -82,7 +82,7 @@ def conclude(ran: Ran, folder: Path, say: Callable[[str], None]) -> None:
             "compile": ran.compiled.compile_seconds,
             "training": ran.seconds,
             "evaluation": evaluated,
-            "total": seconds_since_start(),
+            "total": ran.before + seconds_since_start(),
         },
         "traces": ran.compiled.traces,
         "peak_bytes": ran.compiled.peak_bytes,

@@ -108,7 +108,7 @@ def launch(
     described = _described(exp, loop, cfg)
     recorded = _recorded(exp.resume, exp) if exp.resume else None
     changed = record.changes(recorded, described) if recorded else []
-    described["changes"] = recorded.get("changes", []) if recorded else []
+    described |= _history(recorded)
     stage = prepare(
         loop, cfg, seed=exp.seed, seeds=exp.seeds, devices=exp.devices, make=make, env=env, episodes=exp.eval_episodes,
         steps=exp.eval_steps, sample=exp.eval_sample, play=play, also=also,
@@ -154,8 +154,8 @@ def launch(
             say(f"stopped after {ran} of {chunks} chunks; continue with: {_command('--resume')} {folder}")
             raise SystemExit(0)
     end = conclude.Ran(
-        exp, described, env, make or loop.make, stage.cfg, carry, stage.group, evaluation, ran, compiled, seconds, what,
-        {name: (also[name], evaluate) for name, evaluate in stage.others().items()}, play,
+        exp, described, env, make or loop.make, stage.cfg, carry, stage.group, evaluation, ran, compiled, before,
+        seconds, what, {name: (also[name], evaluate) for name, evaluate in stage.others().items()}, play,
     )  # fmt: skip
     with callbacks.exit_on_sigterm():
         conclude.conclude(end, folder, say)
@@ -241,6 +241,16 @@ def _described(exp: Experiment, loop: loops.Loop, cfg: Any) -> dict[str, Any]:
         described = record.describe(exp, config=cfg)
     described["static"] |= {"loop.steps_per_chunk": loop.steps_per_chunk, "loop.lanes": loop.env.lanes}
     return described
+
+
+def _history(recorded: dict[str, Any] | None) -> dict[str, Any]:
+    """The command that began the run, those that resumed it, and what they changed."""
+    command, before = " ".join(sys.orig_argv), recorded or {}
+    return {
+        "command": before.get("command", command),
+        "resumed": [*before.get("resumed", []), *([command] if before else [])],
+        "changes": before.get("changes", []),
+    }
 
 
 def _recorded(folder: Path, exp: Any) -> dict[str, Any]:

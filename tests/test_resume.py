@@ -33,10 +33,16 @@ def test_a_run_resumed_in_a_new_process_is_the_uninterrupted_one(tmp_path):
     here(*common, "--name", "whole", "--chunks", 6)
     here(*common, "--name", "part", "--chunks", 3)
     assert saved_steps(tmp_path / "part") == [3]
+    begun = json.loads((tmp_path / "part" / "result.json").read_text())
     out, _ = run("--resume", tmp_path / "part", "--chunks", 6, *evaluated)
     assert "resumed at chunk 3 of 6" in out and "1 trace" in out
     same(tmp_path / "whole", tmp_path / "part", toy_run.Toy())
     assert "evaluate/return" in rows(tmp_path / "part")[5]
+    told = json.loads((tmp_path / "part" / "result.json").read_text())
+    assert told["command"] == begun["command"] and "--resume" not in told["command"]
+    assert [line.split("toy_run ")[1].split()[0] for line in told["config"]["resumed"]] == ["--resume"]
+    assert told["seconds"]["training"] > begun["seconds"]["training"], "in all"
+    assert told["seconds"]["total"] > told["seconds"]["training"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -206,6 +206,22 @@ def test_a_record_counts_for_the_method_whose_flags_its_command_has(tmp_path, mo
     assert len(pictures) == 1 and "grpo_countdown_dapo_still.png" in pictures[0] and pictures[0].startswith("| groups")
 
 
+def test_a_run_whose_settings_changed_when_it_was_resumed_is_not_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "RESULTS", tmp_path)
+    recorded = json.loads((RESULTS / "ppo_swingup.json").read_text())
+    at = "/somewhere/bin/python -m experiments.ppo_swingup"
+    recorded["config"] |= {"command": at, "resumed": [f"{at} --resume /somewhere/runs/x"], "changes": []}
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "result.json").write_text(json.dumps(recorded))
+    written = publish.record(run).read_text()
+    assert "somewhere" not in written and json.loads(written)["config"]["resumed"] == 1
+    recorded["config"]["changes"] = [{"field": "algo.lr", "was": 1e-3, "now": 1e-4, "chunk": 3}]
+    (run / "result.json").write_text(json.dumps(recorded))
+    with pytest.raises(ValueError, match="algo.lr changed when it was resumed"):
+        publish.record(run)
+
+
 def offline(name, **told):
     """A record as of `offline_point_maze`, with static fields and other facts that are told of it."""
     recorded = json.loads((RESULTS / "offline_point_maze.json").read_text())
