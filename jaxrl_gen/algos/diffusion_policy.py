@@ -74,15 +74,15 @@ def make(
       Algorithm with memory, whose batch has `obs` [B, To, ...], `action` [B, H, A] and `valid` [B, H], as
       `data.sampling.windows` draws them.
     Raises:
-      ValueError: if actions are discrete, the horizon is too short for what is executed, or sampler, process, steps and
-        kind do not belong together.
+      ValueError: if actions are discrete, the horizon is too short for what is executed, or sampler, process, steps,
+        spacing and kind do not belong together; from `update`, if windows are of another history or horizon.
     """
     if spec.discrete:
         raise ValueError(f"a denoiser needs continuous actions; this environment has {spec.action_size} discrete ones")
     net = net or nets.unet1d(cfg.channels, cfg.kernel, cfg.time_width)
     process = process or denoise.ddpm(denoise.cosine_betas(100))
     sampler = sampler or samplers.ddpm()
-    samplers.belong(sampler, process, kind, cfg.steps)
+    samplers.belong(sampler, process, kind, cfg.steps, spacing)
     several = lambda leaf: jax.ShapeDtypeStruct((cfg.history, *leaf.shape), leaf.dtype)
     float32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     noisy = nets.Noisy(float32(cfg.horizon, spec.action_size), float32(), jax.tree.map(several, spec.obs))
@@ -100,16 +100,23 @@ def make(
         condition = normalize.apply(normalizer, obs) if cfg.normalize_obs else obs
         return lambda x, t: net.apply(params, nets.Noisy(x, t, condition))
 
-    def plan(state, past, key):
-        """A chunk of actions [B, H, A]; without a key, from the same noise every time: zero lies between two modes."""
-        key_start, key_steps = jax.random.split(jax.random.key(0) if key is None else key)
+    def drawn(state, past, key):
+        """Chunks of actions [B, H, A]."""
+        key_start, key_steps = jax.random.split(key)
         lanes = jax.tree.leaves(past)[0].shape[0]
         start = jax.random.normal(key_start, (lanes, cfg.horizon, spec.action_size))
         chunk = samplers.sample(
             sampler, denoiser(state.average, state.normalizer, past), start, key_steps, process=process, kind=kind,
             steps=cfg.steps, spacing=spacing, on_data=lambda data, x, t: jnp.clip(data, -1.0, 1.0),
         )  # fmt: skip
-        return jnp.clip(chunk, -1.0, 1.0), {}
+        return jnp.clip(chunk, -1.0, 1.0)
+
+    def plan(state, past, key):
+        """Without a key, of the same noise every time and in every lane: zero would lie between two modes."""
+        if key is not None:
+            return drawn(state, past, key), {}
+        lane = lambda past: drawn(state, jax.tree.map(lambda x: x[None], past), jax.random.key(0))[0]
+        return jax.vmap(lane)(past), {}
 
     def loss(params, normalizer, batch, key):
         predict = denoiser(params, normalizer, batch.obs)
@@ -117,6 +124,7 @@ def make(
         return descent.valid_mean(error, jnp.any(batch.valid, axis=-1)), metrics
 
     def update(state, batch, key):
+        _check_windows(batch, cfg, spec)
         normalizer = state.normalizer
         if cfg.normalize_obs:
             seen = jnp.ones((batch.valid.shape[0], cfg.history), bool)
@@ -137,3 +145,16 @@ def make(
     return samplers.chunked(
         Algorithm(init, update, plan), spec, history=cfg.history, horizon=cfg.horizon, execute=cfg.execute
     )
+
+
+def _check_windows(batch, cfg: Config, spec: Spec) -> None:
+    """Refuse windows of other lengths than those planned with: many a denoiser would take them, and learn the wrong."""
+    expected = {"obs": (cfg.history,), "action": (cfg.horizon, spec.action_size), "valid": (cfg.horizon,)}
+    found = {"obs": jax.tree.leaves(batch.obs)[0].shape[1:2], "action": batch.action.shape[1:]}
+    found["valid"] = batch.valid.shape[1:]
+    for field, shape in expected.items():
+        if found[field] != shape:
+            raise ValueError(
+                f"windows have {field} [B, {', '.join(map(str, found[field]))}, ...]; expected "
+                f"[B, {', '.join(map(str, shape))}, ...] of history {cfg.history} and horizon {cfg.horizon}"
+            )

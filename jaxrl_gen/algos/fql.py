@@ -107,9 +107,11 @@ def make(
         return bounded(actor.apply(params["actor"], Draws(obs, noise)))
 
     def act(state, obs, key):
-        """Without a key, from the same noise every time: zero lies between two modes."""
+        """Without a key, from the same noise every time and in every lane: zero would lie between two modes."""
         lanes = jax.tree.leaves(obs)[0].shape[0]
-        noise = jax.random.normal(jax.random.key(0) if key is None else key, (lanes, spec.action_size))
+        fixed = key is None
+        noise = jax.random.normal(jax.random.key(0) if fixed else key, (1 if fixed else lanes, spec.action_size))
+        noise = jnp.broadcast_to(noise, (lanes, spec.action_size))
         return propose(state.params, observer.see(state.normalizer, obs), noise), {}
 
     def velocity(params, obs):

@@ -168,7 +168,18 @@ def test_actions_are_those_of_the_average_within_their_range(name):
     assert same(action, act(state._replace(params=other), jax.random.key(0)))
     assert not same(action, act(state._replace(average=other), jax.random.key(0)))
     assert not same(action, act(state, jax.random.key(1)))
-    assert same(without(state), without(state)) and not same(without(state)[0], without(state)[1])
+    assert same(without(state), without(state)) and not same(action[0], action[1])
+    np.testing.assert_allclose(without(state), without(state)[:1].repeat(3, 0), atol=1e-6)
+
+
+@EVERY_MAKE
+def test_without_a_key_a_lane_acts_as_it_would_alone(name):
+    algo, _, state = learner(name)
+    obs = {"a": jax.random.normal(jax.random.key(5), (4, 3)), "b": jnp.arange(4.0)}
+    act = lambda obs: algo.act(state, Recalled(obs, algo.memory(len(obs["b"]))), None)[0]
+    alone = jnp.concatenate([act(jax.tree.map(lambda x: x[i : i + 1], obs)) for i in range(4)])
+    np.testing.assert_allclose(act(obs), alone, atol=1e-5)
+    assert not same(alone[0], alone[1])
 
 
 TWO_MODES = dict(lr=3e-3, warmup=1.0, history=1, horizon=2, execute=2, normalize_obs=False)
@@ -224,6 +235,27 @@ def test_what_does_not_belong_is_refused_before_anything_is_made(name):
         make(CFG, SPEC._replace(discrete=True))
     with pytest.raises(ValueError, match="horizon is 4; allowed: 5 and more"):
         make(dataclasses.replace(CFG, execute=4), SPEC)
+
+
+def test_windows_of_another_length_are_refused():
+    """A denoiser that takes any length would learn the wrong one without a word."""
+    algo, _, state = learner("ddpm")
+    batch = batch_of()
+    short = batch._replace(action=batch.action[:, 1:], valid=batch.valid[:, 1:])
+    with pytest.raises(ValueError, match=r"windows have action \[B, 3, 2, ...\]; expected \[B, 4, 2, ...\] of history"):
+        algo.update(state, short, jax.random.key(0))
+    longer = batch._replace(obs=jax.tree.map(lambda x: jnp.concatenate([x, x], 1), batch.obs))
+    with pytest.raises(ValueError, match=r"windows have obs \[B, 4, ...\]; expected \[B, 2, ...\]"):
+        algo.update(state, longer, jax.random.key(0))
+
+
+def test_the_spacing_is_judged_with_the_rest():
+    make = partial(diffusion_policy.make, CFG, SPEC, net=linear(), process=denoise.flow(), sampler=samplers.ddim())
+    with pytest.raises(ValueError, match="eps does not tell the data from it"):
+        make(kind=denoise.eps)
+    make(kind=denoise.eps, spacing=lambda process, steps: 0.1 + 0.9 * samplers.leading(process, steps))
+    with pytest.raises(ValueError, match="the first step is from pure noise, at time 0"):
+        make(kind=denoise.eps, spacing=samplers.trailing)
 
 
 def test_a_sampler_of_another_process_is_refused():

@@ -123,7 +123,7 @@ def test_offline_then_online_is_the_same_update():
     """What was learned from data goes on in the environment, and becomes better than the data's best guess."""
     env, rows = ENV, windows.rows_of(ENV, 1000)
     cfg = types.strong(fql.Config(**SMALL, closeness=0.01))
-    before, _ = windows.learn_offline(fql.make, cfg, env, rows, updates=50, seeds=2)
+    before, _ = windows.learn_offline(fql.make, cfg, env, rows, updates=50, seeds=2, chunks=8)
     before = jax.tree.map(lambda x: x[0], before)
     online = loops.offline_to_online(
         fql.make, wrap.fresh(env, 4), windows.draw(32), (rows,), steps=4, updates=16, batch_size=32, capacity=1024,
@@ -132,8 +132,18 @@ def test_offline_then_online_is_the_same_update():
     carry = jax.jit(online.init)(cfg, jax.random.key(1))._replace(state=before)
     after, metrics = jax.jit(online.chunk)(cfg, carry, rows)
     best = lambda state: np.abs(actions(jax.tree.map(lambda x: x[None], state), cfg, env).mean(-1) - [[0.5, -0.5]])
+    fresh = best(jax.jit(online.init)(cfg, jax.random.key(1)).state)
+    assert best(before).max() < 0.25 < fresh.max(), "learned from data before"
     assert best(after.state).max() < 0.1
     assert np.isfinite(float(metrics["critic/loss"]))
+
+
+def test_without_a_key_a_lane_acts_as_it_would_alone():
+    algo, _, state = learner()[:3]
+    obs = jax.tree.map(lambda x: x[0], batch_of().obs)
+    lanes = range(jax.tree.leaves(obs)[0].shape[0])
+    alone = jnp.concatenate([algo.act(state, jax.tree.map(lambda x: x[i : i + 1], obs), None)[0] for i in lanes])
+    np.testing.assert_allclose(algo.act(state, obs, None)[0], alone, atol=1e-6)
 
 
 def test_target_and_actor_values_are_parts():
