@@ -8,7 +8,7 @@ Expect:   mean return of 64 episodes: IQM 41.43, 95 % interval 40.92 to 41.91, o
 
 Demonstrations, cloning and PPO are one compiled program for all seeds: cloning happens in `init`. Compare with
 `--policy gaussian`, a tanh-normal policy cloned from the same demonstrations, `--policy scratch`, the same policy from
-nothing, and `--total-steps 1`, which is the clone before it is improved.
+nothing, and `--algo.lr 0 --chunks 1`, which is the clone before it is improved.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from jaxrl_gen.algos import ppo
 from jaxrl_gen.envs import wrap
 from jaxrl_gen.envs.tasks import fork
 from jaxrl_gen.losses import denoise
-from jaxrl_gen.types import static
+from jaxrl_gen.types import leaf, static
 
 IDENTITY = nets.Net(lambda key, example: {}, lambda params, x: x)  # an actor that leaves all to its head
 
@@ -44,7 +44,7 @@ class FlowPPO(launch.Experiment):
     demonstrations: int = static(256, low=2)  # episodes, half of them to each side
     clone_updates: int = static(6000, low=0)
     denoising_steps: int = static(8, low=1)
-    noise: float = 0.4  # of the denoising steps
+    noise: float = leaf(0.4, low=1e-3)  # of the denoising steps
     algo: ppo.Config = ppo.Config(
         lr=3e-4, lr_end=0.0, clip=0.1, epochs=4, minibatches=8, initial_std=0.5, normalize_obs=False,
     )  # fmt: skip
@@ -136,7 +136,7 @@ def main(exp: FlowPPO):
         actor = clone(loss, actor, demonstrate(key_rows, exp.demonstrations, exp.chunk), key_clone, exp.clone_updates)
         return carry._replace(state=carry.state._replace(params={**actor, "critic": critic}))
 
-    cfg = dataclasses.replace(exp.algo, lr_updates=exp.total_steps / (exp.lanes * exp.steps))
+    cfg = dataclasses.replace(exp.algo, lr_updates=max(1.0, exp.total_steps / (exp.lanes * exp.steps)))
     return launch.launch(exp, env=env, loop=loop._replace(init=init), cfg=cfg)
 
 

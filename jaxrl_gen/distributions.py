@@ -204,13 +204,18 @@ def flow_head(
       size: A.
       features: numbers of the actor's output that the velocity reads.
       steps: K; the chain is [..., K + 1, A].
-      noise: above 0; scalar.
+      noise: above 0, for without it no step has a density; scalar.
     Returns:
       Head. Its `mode` follows the flow without noise from one x_0, the same always and everywhere: x_0 = 0 would lie
       between two modes. Its entropy is zero: that of the steps is a constant.
+    Raises:
+      ValueError: for no step, or no noise, as far as its number is known.
+    Different from DPPO: a choice has one ratio, of its whole chain; there each denoising step has its own, averaged
+      over coordinates, with advantages that count for less the earlier it is. So a clip is reached sooner here.
     Reference: Ren et al. 2024, arXiv 2409.00588 (PPO over denoising steps); Liu et al. 2025, arXiv 2505.05470 (a flow
       with noise and the same marginals)
     """
+    _refuse_without_density(steps, noise)
     dt = 1.0 / steps
 
     def mean(params, x, k, output, noise):
@@ -255,3 +260,10 @@ def flow_head(
         return jnp.clip(jax.lax.scan(step, first, jnp.arange(steps, dtype=jnp.float32))[0], -1.0, 1.0)
 
     return Head(init, sample, lambda choice: jnp.clip(choice[..., -1, :], -1.0, 1.0), mode, score, features)
+
+
+def _refuse_without_density(steps: int, noise: jax.Array) -> None:
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; allowed: 1 and more")
+    if not isinstance(noise, jax.core.Tracer) and not float(noise) > 0.0:
+        raise ValueError(f"noise is {noise}; allowed: above 0, for without it no step has a density to learn from")

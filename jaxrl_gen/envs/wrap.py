@@ -17,10 +17,11 @@ from jaxrl_gen.types import Env, Outcome, PyTree, Spec, ended
 
 
 class Timed(NamedTuple):
-    """State of `time_limit`: the inner state and the steps of this episode so far."""
+    """State of `time_limit`: the inner state, the steps of this episode so far, and their limit."""
 
     inner: PyTree
     step: jax.Array  # i32
+    limit: jax.Array  # i32, in steps of this level: those of wrappers around it may be longer
 
 
 def time_limit(env: Env, steps: int) -> Env:
@@ -34,13 +35,13 @@ def time_limit(env: Env, steps: int) -> Env:
 
     def reset(key):
         state, obs = env.reset(key)
-        return Timed(state, jnp.zeros((), jnp.int32)), obs
+        return Timed(state, jnp.zeros((), jnp.int32), jnp.asarray(steps, jnp.int32)), obs
 
     def step(state, action, key):
         inner, obs, outcome = env.step(state.inner, action, key)
         count = state.step + 1
         truncated = outcome.truncated | ((count >= steps) & ~outcome.terminated)
-        return Timed(inner, count), obs, outcome._replace(truncated=truncated)
+        return Timed(inner, count, state.limit), obs, outcome._replace(truncated=truncated)
 
     return _over(env, reset, step)._replace(spec=env.spec._replace(time_limit=steps))
 
@@ -223,7 +224,7 @@ def pooled(env: Env, lanes: int, spares: int = 2, *, cost: float = 0.02, togethe
         starts = jax.vmap(env.reset)(jax.random.split(key, lanes * (1 + spares)))  # in one piece, to compile it once
         starts = jax.tree.map(lambda x: x.reshape(lanes, 1 + spares, *x.shape[1:]), starts)
         state, obs = jax.tree.map(lambda x: x[:, 0], starts)
-        state = staggered(state, env.spec, key_stagger)
+        state = staggered(state, key_stagger)
         pool = jax.tree.map(lambda x: x[:, 1:], starts)
         return Pooled(state, pool, jnp.zeros((lanes,), jnp.int32), jnp.zeros((), jnp.int32)), obs
 
@@ -265,7 +266,7 @@ def fresh(env: Env, lanes: int) -> Env:
     def reset(key):
         key, key_stagger = jax.random.split(key)
         state, obs = jax.vmap(env.reset)(jax.random.split(key, lanes))
-        return staggered(state, env.spec, key_stagger), obs
+        return staggered(state, key_stagger), obs
 
     def step_lane(state, action, key):
         key_step, key_reset = jax.random.split(key)
@@ -276,15 +277,15 @@ def fresh(env: Env, lanes: int) -> Env:
     return _many(env, Env(reset, jax.vmap(step_lane), env.spec, env.renew, env.scene, lanes), lambda state: state)
 
 
-def staggered(state: PyTree, spec: Spec, key: jax.Array) -> PyTree:
+def staggered(state: PyTree, key: jax.Array) -> PyTree:
     """Lanes whose first episodes have a random part of the time limit behind them, so that they never end all at once.
 
     Without it, lanes that only a time limit ends stay in step: each rollout shows one phase of the episode, and what is
     learned of the others is forgotten meanwhile. The shortened episodes are marked, and not counted as episodes.
 
     Args:
-      state: of many lanes, leaves [E, ...], with `time_limit` and `episode_sums` somewhere in it.
-      spec: with the time limit; the state is returned as it is where there is none.
+      state: of many lanes, leaves [E, ...], with `time_limit` and `episode_sums` somewhere in it; one without a time
+        limit is returned as it is.
       key: consumed here.
     Returns:
       The state, with other step counts.
@@ -292,15 +293,15 @@ def staggered(state: PyTree, spec: Spec, key: jax.Array) -> PyTree:
 
     def shift(node):
         if isinstance(node, Timed):
-            behind = jax.random.randint(key, node.step.shape, 0, spec.time_limit)
-            return Timed(jax.tree.map(shift, node.inner, is_leaf=is_ours), behind)
+            behind = jax.random.randint(key, node.step.shape, 0, node.limit)
+            return node._replace(inner=jax.tree.map(shift, node.inner, is_leaf=is_ours), step=behind)
         if isinstance(node, Summed):
             return node._replace(inner=jax.tree.map(shift, node.inner, is_leaf=is_ours), whole=~node.whole)
         return node
 
     is_ours = lambda node: isinstance(node, (Timed, Summed))
     is_timed = lambda node: isinstance(node, Timed)
-    if not spec.time_limit or not any(map(is_timed, jax.tree.leaves(state, is_leaf=is_timed))):
+    if not any(map(is_timed, jax.tree.leaves(state, is_leaf=is_timed))):
         return state
     return jax.tree.map(shift, state, is_leaf=is_ours)
 

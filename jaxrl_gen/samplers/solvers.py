@@ -253,7 +253,8 @@ def _tells(process: Process, kind: Callable, t: float) -> bool:
     with jax.ensure_compile_time_eval():
         t = jnp.full((1,), t)
         (signal, noise), (of_data, of_noise) = process.path(t), kind(process, t)
-        return bool(jnp.all(jnp.abs(signal * of_noise - noise * of_data) > 1e-6))  # cos(pi / 2) is 4e-8
+        determinant = signal * of_noise - noise * of_data
+        return bool(jnp.all(jnp.isfinite(determinant) & (jnp.abs(determinant) > 1e-6)))  # cos(pi / 2) is 4e-8
 
 
 def _of_levels(levels: list[int], process: Process) -> jax.Array:

@@ -263,6 +263,16 @@ def test_lanes_with_a_time_limit_do_not_end_all_at_once(many):
     assert (lengths == limit).all() and len(lengths) > lanes
 
 
+@pytest.mark.parametrize("slower", [wrap.action_repeat, wrap.action_chunk])
+def test_lanes_of_longer_steps_do_not_end_all_at_once_either(slower):
+    """The time limit is counted in the steps of the lane within: a tenth of it would not set lanes apart."""
+    lanes, times, limit = 400, 10, 120
+    env = wrap.pooled(slower(wrap.time_limit(probe.truncating(1000), limit), times), lanes)
+    _, _, outcome = roll(env, 2 * limit // times)
+    counts = np.bincount(np.argmax(outcome.truncated, 0), minlength=limit // times)
+    assert len(counts) == limit // times and counts.min() > 12 and counts.max() < 60  # 33 each, give or take
+
+
 def test_lanes_keep_their_dictionaries():
     env = wrap.pooled(probe.dict_observation(), 4)
     first, _, outcome = roll(env, 3)
