@@ -2,6 +2,11 @@
 
 What all methods share is said once, and most of what is a method's own is its default: an experiment says what it
 changes. So rows of these methods compare what a few minutes give with little care, and do not rank the methods.
+
+All share the widths of their layers, the learning rate, the number of updates and the batch of each step of a critic.
+They are not equal in size for that: TD3+BC, ReBRAC, PRDC and A2PR make two such steps in an update, so they read twice
+the rows; those that imagine give a fifth of the updates to their model; ReBRAC's and FQL's critics are normalised; BEER
+has one critic, EDAC, SAC-N and RAVL have ten, and most have two; and the flow policy is a U-Net over four actions.
 """
 
 import dataclasses
@@ -40,6 +45,10 @@ from jaxrl_gen.types import Env, PyTree
 COMPARED = 8192  # rows, at most, among which PRDC looks for the nearest
 IMAGINED = 5  # steps of a rollout in a model
 
+# Methods that are another with a field of its Config.
+cal_ql = partial(cql.Config, calibrated=True)
+sac_n = partial(edac.Config, diversity=0.0)
+
 
 class Recipe(NamedTuple):
     """A method, its Config, and what an update of it learns from."""
@@ -61,7 +70,7 @@ def recipes(
     updates: float = 5e3,
     **changes: dict[str, Any],
 ) -> dict[str, Recipe]:
-    """Every offline method, with the same networks.
+    """Every offline method, with layers of the same widths.
 
     Args:
       gamma, lr, tau: of all methods that have one.
@@ -86,7 +95,9 @@ def recipes(
         "a2pr": Recipe(a2pr.make, a2pr.Config(**critics, proposal_hidden=widths), updates=2),
         "beer": Recipe(beer.make, beer.Config(**critics)),
         "cql": Recipe(cql.make, cql.Config(**critics)),
+        "cal_ql": Recipe(cql.make, cal_ql(**critics), bring=lambda data: (trajectory.with_returns_to_go(data, gamma),)),
         "edac": Recipe(edac.make, edac.Config(**critics)),
+        "sac_n": Recipe(edac.make, sac_n(**critics)),
         "odice": Recipe(odice.make, odice.Config(**critics)),
         "arsq": Recipe(arsq.make, arsq.Config(lr=lr, gamma=gamma, tau=tau, hidden=widths, normalize_obs=False)),
         "mopo": Recipe(mopo.make, mopo.Config(**learning), short, imagines=True),

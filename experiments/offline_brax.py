@@ -1,8 +1,8 @@
 """Every offline method on logs of this toolkit's own PPO on brax's hopper and half-cheetah, after D4RL's protocol.
 
 Run:      python -m experiments.offline_brax
-Method:   td3_bc; bc, iql, rebrac, prdc, a2pr, beer, cql, edac, odice, arsq, mopo, ravl, lipmbrl, fql, flow_policy:
-          --method NAME
+Method:   td3_bc; bc, iql, rebrac, prdc, a2pr, beer, cql, cal_ql, edac, sac_n, odice, arsq, mopo, ravl, lipmbrl, fql,
+          flow_policy: --method NAME
 Table:    offline, by task, data
 Hardware: not measured
 Minutes:  not measured
@@ -12,9 +12,9 @@ The logs have to be there: `python -m experiments.datasets.own_logs --task brax/
 is normalised: a policy at random has 0 and the expert 100, whose returns are read from the card of the logs. As these
 are our own, scores compare with each other, and with no published ones.
 
-All methods have the same networks, batches and updates, and see observations in units of the data's spread; all else is
-the default of each, and nothing was chosen by scores. PRDC looks for the nearest among 8,192 rows. Methods that imagine
-know when hopper falls.
+All methods see observations in units of the data's spread; what else they share, and where they differ in size, is in
+`_offline.py`, and the rest is the default of each: nothing was chosen by scores. PRDC looks for the nearest among 8,192
+rows. Methods that imagine know when hopper falls.
 """
 
 import dataclasses

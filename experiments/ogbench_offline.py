@@ -1,8 +1,8 @@
 """Offline RL on data of our own in environments of OGBench, under one task each: against cloning the data.
 
 Run:      python -m experiments.ogbench_offline
-Method:   iql; bc, td3_bc, rebrac, prdc, a2pr, beer, cql, edac, odice, arsq, mopo, ravl, lipmbrl, fql, flow_policy:
-          --method NAME
+Method:   iql; bc, td3_bc, rebrac, prdc, a2pr, beer, cql, cal_ql, edac, sac_n, odice, arsq, mopo, ravl, lipmbrl, fql,
+          flow_policy: --method NAME
 Table:    offline, by task, data
 Hardware: AMD EPYC, 2 cores, jax 0.10.2
 Minutes:  1.2
@@ -14,8 +14,9 @@ terminates. Data that are missing are recorded first. Other environments are a r
 cube-single-singletask-task1-v0`, and one with a cube, two buttons, a drawer and a window, `--task
 scene-singletask-task1-v0`. As the data are our own, success rates compare with each other, and with no published ones.
 
-All methods have the same networks, batches and updates, and learn in units of the data's spread and range. PRDC looks
-for the nearest among 8,192 rows. Methods that imagine take for success what lies within the range of the data's own.
+All methods learn in units of the data's spread and range; what else they share, and where they differ in size, is in
+`_offline.py`. PRDC looks for the nearest among 8,192 rows. Methods that imagine take for success what lies within the
+range of the data's own.
 
 What came out: in the maze cloning never arrives, IQL always does, and the seeds of FQL differ widely. In the time that
 these defaults take, the cube is all but never moved to its place: a negative result, recorded as it is.

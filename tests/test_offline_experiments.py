@@ -54,6 +54,30 @@ def test_changes_are_of_one_method_and_a_fifth_of_the_updates_is_the_models():
     assert {method for method in _offline.METHODS if RECIPES[method].imagines} == {"mopo", "ravl", "lipmbrl"}
 
 
+def test_variants_are_a_method_with_a_field(data):
+    (brought,) = RECIPES["cal_ql"].bring(data)
+    rows, start = np.asarray(data.reward), np.asarray(data.start)
+    first = [sum(0.9**t * r for t, r in enumerate(rows[a:b])) for a, b in zip(start[:-1], start[1:])]
+    np.testing.assert_allclose(brought.extras["return_to_go"][start[:-1]], first, rtol=1e-5)
+    fields = lambda method: vars(RECIPES[method].cfg).items()
+    assert dict(fields("cal_ql") - fields("cql")) == {"calibrated": True}
+    assert dict(fields("sac_n") - fields("edac")) == {"diversity": 0.0}
+
+
+def test_demonstrations_are_for_the_method_that_reads_them():
+    exp = offline_point_maze.OfflinePointMaze(method="arsq", data="mixed")
+    marked = recorded.mixed(offline_point_maze.MAZE, jax.random.key(0), 10)
+    recipe = offline_point_maze.recipe(exp)
+    assert recipe.cfg.margin_coefficient > 0.0 == RECIPES["arsq"].cfg.margin_coefficient
+    learn = lambda rows: recipe.make(recipe.cfg, ENV.spec).update(
+        recipe.make(recipe.cfg, ENV.spec).init(jax.random.key(1)), rows, jax.random.key(2)
+    )
+    batch = sampling.rows(marked, jnp.arange(0, len(marked.reward), 9))
+    nobody = batch._replace(extras={"demonstration": jnp.zeros_like(batch.valid)})
+    with_margin, without = (jax.jit(learn)(rows)[0].params for rows in (batch, nobody))
+    assert any(jnp.any(x != y) for x, y in zip(*map(jax.tree.leaves, (with_margin, without))))
+
+
 def test_data_scaled_once_are_learned_from_as_if_every_batch_were(data):
     of, recipe = statistics.of(data), RECIPES["bc"]
     scaled = _offline.in_units(data, of)

@@ -1,4 +1,4 @@
-"""Point-maze data by the way-point expert: expert, medium, noisy, stitching and narrow, in three mazes.
+"""Point-maze data by the way-point expert: expert, medium, noisy, stitching, narrow and mixed, in three mazes.
 
 Run:      python -m experiments.datasets.point_maze
 Hardware: not measured
@@ -25,7 +25,7 @@ Maze = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class PointMaze:
-    """Fifteen files in D4RL's layout, with their cards."""
+    """Eighteen files in D4RL's layout, with their cards."""
 
     folder: Path = Path("datasets")
     seed: int = 0
@@ -100,13 +100,29 @@ def narrow(maze: Maze, key: jax.Array, count: int, reward: Callable = point_maze
     return episodes(few, policy(maze, noise=0.02), key, count)
 
 
+def mixed(maze: Maze, key: jax.Array, count: int, reward: Callable = point_maze.sparse) -> Dataset:
+    """Nine episodes at random for each of the expert's, whose rows are marked, `extras["demonstration"]`.
+
+    About the start all but a few actions are bad, and beyond it the expert's are all that there is. A file in D4RL's
+    layout has no place for the marks.
+    """
+    key_shown, key_rest = jax.random.split(key)
+    shown = expert(maze, key_shown, -(-count // 10), reward)
+    env, at_random = point_maze.make(maze, reward=reward), policy(maze, random=1.0)
+    rest = episodes(env, at_random, key_rest, count - len(shown.start) + 1)
+    marked = lambda data, mark: data._replace(extras={"demonstration": np.full(len(data.reward), mark)})
+    return trajectory.joined(marked(shown, True), marked(rest, False))
+
+
 def _seen(maze: Maze, mark: str) -> np.ndarray:
     """The first place with a mark, [2], as it is observed."""
     middle = point_maze.centres(maze, mark)[0]
     return np.asarray(point_maze.observe(maze, point_maze.Point(middle, middle)))[2:]
 
 
-KINDS = {"expert": expert, "medium": medium, "noisy": noisy, "stitching": stitching, "narrow": narrow}
+KINDS = {
+    "expert": expert, "medium": medium, "noisy": noisy, "stitching": stitching, "narrow": narrow, "mixed": mixed,
+}  # fmt: skip
 
 
 def scores(maze: Maze, key: jax.Array, count: int = 256) -> dict[str, float]:

@@ -61,6 +61,17 @@ def test_narrow_data_are_eight_ways_that_the_expert_goes():
     assert 0 < np.abs(rows.action - best).mean() < 0.02
 
 
+def test_of_mixed_data_the_experts_tenth_is_marked():
+    data = point_maze.mixed(maze.U_MAZE, jax.random.key(3), 25)
+    marks, rows = np.asarray(data.extras["demonstration"]), trajectory.to_rows(data)
+    shown = np.arange(25) < 3  # a tenth, rounded up
+    np.testing.assert_array_equal(marks, np.repeat(shown, trajectory.lengths(data)))
+    assert (trajectory.returns(data)[shown] == 1.0).all()
+    away = np.abs(rows.action - np.asarray(jax.vmap(maze.oracle(maze.U_MAZE))(rows.obs))).mean(-1)
+    assert away[marks].mean() < 0.1 and np.abs(rows.action[~marks].mean(0)).max() < 0.05
+    np.testing.assert_allclose(rows.action[~marks].std(0), 1 / 3**0.5, atol=0.03)
+
+
 def test_medium_is_a_third_of_the_way():
     returns = np.array([np.nan, 0, 3, 3, 6, 9, 12, 15])
     assert own_logs.halfway(returns, 0.0, 24.0, over=2) == 7  # (9 + 12) / 2 is the first above 8

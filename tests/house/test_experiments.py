@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import importlib.util
 import json
 import re
 import shlex
@@ -10,7 +9,7 @@ import shlex
 import pytest
 import tyro
 
-from experiments import _offline, publish
+from experiments import _methods, _offline, publish
 from jaxrl_gen import launch, record
 from tests.house import source
 
@@ -88,7 +87,8 @@ def test_the_record_is_of_the_defaults_that_the_file_has_today(path):
     derived = {"algo.lr_updates"}  # main computes it from total_steps, which is among the options
     stale = {field for field in now if field in then and then[field] != now[field]} - flags - derived
     if "total_steps" not in flags:
-        assert result["config"]["options"]["total_steps"] == kind().total_steps
+        asked = kind().total_steps or module.METHODS[kind().method].steps
+        assert result["config"]["options"]["total_steps"] == asked
     assert not stale, f"recorded with other values of {', '.join(sorted(stale))}: run it again, or write 'not measured'"
 
 
@@ -120,7 +120,7 @@ def test_it_says_which_methods_it_measures_and_with_which_flags(path):
     assert [flags for _, flags in ways].count("") == 1 and len(set(ways)) == len(ways)
     (kind,) = [x for x in vars(module).values() if dataclasses.is_dataclass(x) and x.__module__ == module.__name__]
     for method, flags in ways:
-        assert importlib.util.find_spec(f"jaxrl_gen.algos.{method.split()[0]}") or f'"{method}"' in text
+        assert method.split()[0] in _methods.methods()
         assert not flags or tyro.cli(kind, args=shlex.split(flags)) != kind()
 
 
@@ -175,7 +175,8 @@ def test_a_record_is_told_once_in_the_readme(path):
 def test_every_method_is_told_in_the_readme_and_what_was_not_measured_says_so():
     algorithms = {path.stem for path in (source.PACKAGE / "algos").glob("*.py") if "\ndef make(" in path.read_text()}
     told = [re.match(r"(?:\[)?`(\w+)`", row[0])[1] for row in ROWS if row[0]]
-    assert algorithms | {"dr_grpo", "dapo", "rloo", "reinforce_plus_plus", "gspo", "cispo", "ravl"} == set(told)
+    variants = {"dr_grpo", "dapo", "rloo", "reinforce_plus_plus", "gspo", "cispo", "cal_ql", "sac_n"}
+    assert algorithms | variants == set(told)
     commands = [json.loads(path.read_text()).get("command") for path in RESULTS.glob("*.json")]
     for *_, command, result, minutes in ROWS:
         if re.sub(r"\[`(.*)`\].*", r"\1", command) not in commands:
@@ -285,7 +286,9 @@ def test_a_record_is_of_the_recipe_that_the_method_has_today(path):
     """The Config is no field of these experiments, so that the test of their defaults does not see it."""
     result = json.loads(path.read_text())
     told, kind = result["config"]["static"] | result["config"]["floats"], experiment(result)
-    exp = kind(method=told["method"], total_steps=result["config"]["options"]["total_steps"])
+    _, columns = publish.compared((publish.HERE / f"{kind.__module__.rpartition('.')[2]}.py").read_text())
+    data = {field: told[field] for field in columns if field in told}
+    exp = kind(method=told["method"], total_steps=result["config"]["options"]["total_steps"], **data)
     recipe = importlib.import_module(kind.__module__).recipe(exp)
     today = json.loads(json.dumps(record.plain(record.describe(recipe.cfg))))
     prefixes = ("config.", OLD_NAMES.get(told["method"], "config."))
