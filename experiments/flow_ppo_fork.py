@@ -3,8 +3,8 @@
 Run:      python -m experiments.flow_ppo_fork
 Method:   ppo on flow_head; ppo: --policy gaussian; ppo: --policy scratch
 Hardware: AMD EPYC, 2 cores, jax 0.10.2
-Minutes:  3.4
-Expect:   mean return of 64 episodes: IQM 41.43, 95 % interval 40.92 to 41.91, over 5 seeds
+Minutes:  12.1
+Expect:   mean return of 64 episodes: IQM 41.31, 95 % interval 39.85 to 43.24, over 5 seeds
 
 Demonstrations, cloning and PPO are one compiled program for all seeds: cloning happens in `init`. Compare with
 `--policy gaussian`, a tanh-normal policy cloned from the same demonstrations, `--policy scratch`, the same policy from
