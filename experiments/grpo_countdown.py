@@ -1,11 +1,12 @@
 """Countdown with three numbers: a small decoder, first taught by examples, then by its own tries and a verifier.
 
-`--method` replaces parts of GRPO; `--name grpo_countdown_METHOD` keeps the results apart. With `--method cloned`
-nothing is learned after the examples, which shows what the tries add. Problems of the evaluation were held out of both
-stages.
+`--method` replaces parts of GRPO, and those numbers of `algo` that the method's own Config says otherwise, where flags
+leave them; `--name grpo_countdown_METHOD` keeps the results apart. With `--method cloned` nothing is learned after the
+examples, which shows what the tries add. Problems of the evaluation were held out of both stages.
 
 Run:      python -m experiments.grpo_countdown
-Method:   grpo; dr_grpo, dapo, rloo, reinforce_plus_plus, gspo, cispo: --method NAME; token_cloning: --method cloned
+Method:   grpo; dr_grpo, dapo, rloo, reinforce_plus_plus, gspo, cispo, clip_cov, kl_cov: --method NAME;
+          token_cloning: --method cloned
 Hardware: AMD EPYC, 2 cores, jax 0.10.2
 Minutes:  6.6
 Expect:   mean return of 512 episodes: IQM 0.2969, 95 % interval 0.2852 to 0.3177, over 5 seeds
@@ -23,17 +24,18 @@ from jaxrl_gen.algos import grpo, token_cloning
 from jaxrl_gen.envs.tasks import countdown, tokens
 from jaxrl_gen.types import Transition, static
 
-METHODS: dict[str, Callable] = {
-    "grpo": grpo.make,
-    "dr_grpo": grpo.dr_grpo,
-    "dapo": grpo.dapo,
-    "rloo": grpo.rloo,
-    "reinforce_plus_plus": grpo.reinforce_plus_plus,
-    "gspo": grpo.gspo,
-    "cispo": grpo.cispo,
-    "cloned": partial(grpo.make, surrogate=lambda log_ratio, advantage, low, high: jnp.zeros_like(log_ratio)),
+METHODS: dict[str, tuple[Callable, grpo.Config]] = {
+    "grpo": (grpo.make, grpo.Config()),
+    "dr_grpo": (grpo.dr_grpo, grpo.Config()),
+    "dapo": (grpo.dapo, grpo.DAPO),
+    "rloo": (grpo.rloo, grpo.RLOO),
+    "reinforce_plus_plus": (grpo.reinforce_plus_plus, grpo.REINFORCE_PLUS_PLUS),
+    "gspo": (grpo.gspo, grpo.GSPO),
+    "cispo": (grpo.cispo, grpo.CISPO),
+    "clip_cov": (grpo.clip_cov, grpo.Config()),
+    "kl_cov": (grpo.kl_cov, grpo.Config()),
+    "cloned": (partial(grpo.make, surrogate=lambda log_ratio, *_, **walls: jnp.zeros_like(log_ratio)), grpo.Config()),
 }
-WALLS = {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (1.0, 4.0)}  # of those that have walls of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,20 @@ class Countdown(launch.Experiment):
     algo: grpo.Config = grpo.Config(  # the vocabulary is that of the numbers: 57 words for the defaults
         lr=3e-5, epochs=2, minibatches=2, vocab=57, width=64, layers=2, hidden=128
     )  # fmt: skip
+
+
+def settings(exp: Countdown) -> grpo.Config:
+    """The Config of a run: flags first, then what the method's own says otherwise than GRPO's, and the task's words.
+
+    A flag that repeats a default cannot be told from none; so what is not left to flags is printed.
+    """
+    usual, default, own = grpo.Config(), Countdown().algo, METHODS[exp.method][1]
+    special = {name: x for name, x in vars(own).items() if x != getattr(usual, name)}
+    special["vocab"] = len(countdown.alphabet(max(exp.largest, exp.target)).words)
+    taken = {name: x for name, x in special.items() if getattr(exp.algo, name) == getattr(default, name) != x}
+    if taken:
+        print(f"{exp.method}: {', '.join(f'algo.{name} is {x:g}' for name, x in taken.items())}")
+    return dataclasses.replace(exp.algo, **taken)
 
 
 def taught(loop: loops.Loop, problems: tokens.Problems, updates: int) -> loops.Loop:
@@ -84,11 +100,9 @@ def main(exp: Countdown):
     if exp.method not in METHODS:
         raise ValueError(f"method is {exp.method!r}; allowed: {', '.join(METHODS)}")
     learn, held_out = tokens.split(countdown.problems(3, exp.largest, exp.target))
-    vocab = len(countdown.alphabet(max(exp.largest, exp.target)).words)
-    low, high = WALLS.get(exp.method, (exp.algo.clip_low, exp.algo.clip_high))
-    cfg = dataclasses.replace(exp.algo, vocab=vocab, clip_low=low, clip_high=high)
-    env = countdown.make(learn)
-    loop = loops.group(METHODS[exp.method], env, starts=exp.starts, group=exp.group, iterations=25)
+    env, cfg, (make, _) = countdown.make(learn), settings(exp), METHODS[exp.method]
+    make(cfg, env.spec)  # refuses here what it cannot read in traced numbers
+    loop = loops.group(make, env, starts=exp.starts, group=exp.group, iterations=25)
     return launch.launch(exp, env=countdown.make(held_out), loop=taught(loop, learn, exp.examples), cfg=cfg)
 
 

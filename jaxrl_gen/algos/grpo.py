@@ -1,19 +1,24 @@
 """Group-relative policy optimisation of a token policy: several answers to each prompt, each judged by the others.
 
-Every part can be replaced on its own (`losses.group`), and each known method is such a choice, below. What differs
-beside is in the Config: the walls `clip_low` and `clip_high`, and how much of the divergence from the reference stands
-in the loss (`kl_coefficient`) or in the reward (`kl_in_reward`).
+Every part can be replaced on its own (`losses.group`, `losses.surrogates`), and each known method is such a choice. The
+last column is its Config, which is named like it, `gspo` and `GSPO`, where it is not `Config()`: how far the walls are
+from a ratio of 1, below and above, and how much of the divergence from the reference (k1) is taken off the reward.
 
-    method                advantage            log ratio   surrogate      weights                    divergence
-    make (GRPO)           standardised         token       clipped        sequence_mean_token_mean   k3 in the loss
-    dr_grpo               centred              token       clipped        token_sum_constant         none
-    dapo                  standardised         token       clipped        token_mean, informative    none
-    rloo                  leave_one_out        sequence    clipped        sequence_mean_token_mean   k1 in the reward
-    reinforce_plus_plus   per token, whitened  token       clipped        token_mean                 k1 in the reward
-    gspo                  standardised         mean        clipped        sequence_mean_token_mean   none
-    cispo                 standardised         token       detached_clip  token_mean                 none
+    method               advantage            log ratio   surrogate      weights                   Config
+    make (GRPO)          standardised         token       clipped        sequence_mean_token_mean  0.2, 0.2
+    dr_grpo              centred              token       clipped        token_sum_constant        0.2, 0.2
+    dapo                 standardised         token       clipped        token_mean, informative   0.2, 0.28
+    rloo                 leave_one_out        sequence    clipped        sequence_mean_token_mean  0.2, 0.2; k1 0.03
+    reinforce_plus_plus  per token, whitened  token       clipped        token_mean                0.2, 0.2; k1 0.01
+    gspo                 standardised         mean        clipped        sequence_mean_token_mean  3e-4, 4e-4
+    cispo                standardised         token       detached_clip  token_mean                none, 4
+    clip_cov             standardised         token       clip_cov       token_mean                0.2, 0.2
+    kl_cov               standardised         token       kl_cov         token_mean                none
 
-Reference: Shao et al. 2024, arXiv 2402.03300. Different from the paper: no reward model, but a verifier's score.
+Reference: Shao et al. 2024, arXiv 2402.03300. Different from the paper: a verifier's score in place of a reward model,
+and no divergence (k3) in the loss unless `kl_coefficient` says so. Of DAPO are left out: the sampling of other groups in
+place of those that teach nothing, the soft penalty for length, and the mask of answers that were cut off. PPO over
+tokens is left out, for it needs a value head, which no decoder here has.
 """
 
 from collections.abc import Callable
@@ -22,10 +27,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxrl_gen.algos import descent
-from jaxrl_gen.losses import group
+from jaxrl_gen.losses import group, surrogates
 from jaxrl_gen.nets import transformer
 from jaxrl_gen.samplers import autoregressive
 from jaxrl_gen.types import Algorithm, PyTree, Spec, Transition, config, leaf, static
@@ -44,9 +50,9 @@ class Config:
     max_grad_norm: float = leaf(1.0, low=0.0)
     epochs: int = static(1, low=1)
     minibatches: int = static(1, low=1)
-    reference: bool = static(True)  # keep the first policy; without one there is no divergence
+    reference: bool = static(True)  # keep the first policy; without one both weights of the divergence must be zero
     end: int = static(0, low=0)  # the token that ends a completion
-    vocab: int = static(64, low=2)  # tokens; this and the sizes below are those of the decoder
+    vocab: int = static(64, low=2)  # words of the task; this and the sizes below are those of the decoder
     width: int = static(64, low=2)
     layers: int = static(2, low=1)
     heads: int = static(4, low=1)
@@ -84,7 +90,12 @@ def sizes(cfg: Config, spec: Spec) -> transformer.Sizes:
       spec: of a token task.
     Returns:
       Sizes.
+    Raises:
+      ValueError: if the Config's vocabulary is not the task's.
     """
+    words = _words(spec)
+    if words and cfg.vocab != words:
+        raise ValueError(f"config.vocab is {cfg.vocab}; expected {words}, the words of the task")
     context = spec.obs["tokens"].shape[0] + spec.action_size
     return transformer.Sizes(cfg.vocab, cfg.width, cfg.layers, cfg.heads, cfg.kv_heads, cfg.hidden, context)
 
@@ -96,10 +107,10 @@ def make(
     decoder: Any = None,
     advantage: Callable = group.per_sequence(group.standardised),
     log_ratio: Callable = group.token_log_ratio,
-    surrogate: Callable = group.clipped,
+    surrogate: Callable = surrogates.clipped,
     weights: Callable = group.sequence_mean_token_mean,
     divergence: Callable = group.k3,
-    counts: Callable = lambda score, length: jnp.ones_like(score, bool),
+    counts: Callable = lambda score, valid: valid,
 ) -> Algorithm:
     """GRPO as three pure functions; call it inside jit, so that `cfg` is traced.
 
@@ -108,15 +119,20 @@ def make(
       spec: of a token task: `obs` is {"tokens": i32 [P], "valid": bool [P]}, an action is i32 [L], L = `action_size`.
       decoder: nets.transformer.Decoder; default: one of `sizes(cfg, spec)`.
       advantage, log_ratio, surrogate, weights, divergence: parts of `losses.group`, which says their shapes.
-      counts: `(score [N, G], length [N, G]) -> bool [N, G]`, which completions to learn from; default: all.
+      counts: `(score [N, G], valid [N, G]) -> bool [N, G]`, which completions to learn from; default: all valid ones.
     Returns:
       Algorithm whose batch is a Transition of leaves `[1, N, G, ...]`: one step, G completions of each of N prompts.
     Raises:
-      ValueError: if the spec is not that of a token task, or a batch is not in groups.
+      ValueError: if the spec is not that of a token task, its words are not those of the decoder, or a batch is not in
+        groups; or for a weight of the divergence without a reference, which only numbers that are not traced can show.
     """
     if not isinstance(spec.obs, dict) or set(spec.obs) != {"tokens", "valid"} or spec.discrete:
         raise ValueError(f"spec.obs is {spec.obs}; allowed: that of a token task, tokens [P] and valid [P]")
     decoder = decoder or transformer.decoder(sizes(cfg, spec))
+    known, words = decoder.sizes.vocab, _words(spec)
+    if words and known < words:
+        raise ValueError(f"the decoder's vocabulary is {known}; expected at least {words}, the words of the task")
+    _refuse_divergence_from_nothing(cfg)
     optimizer = optax.chain(optax.clip_by_global_norm(cfg.max_grad_norm), optax.scale_by_adam())
     hook = autoregressive.temperature(cfg.temperature)
 
@@ -148,7 +164,7 @@ def make(
         score = jnp.where(ok, batch.reward[0], 0.0)
         until_end = autoregressive.until_end(batch.action[0], cfg.end)
         length = jnp.sum(until_end, -1)
-        mask = until_end * (ok & counts(score, length))[..., None]
+        mask = until_end * (ok & counts(score, ok))[..., None]
         rows = Rows(prompt, valid, written, flat(mask), weights(flat(mask)), old_log_prob, old_log_prob, flat(mask))
         if cfg.reference:
             rows = rows._replace(ref_log_prob=log_probs(state.reference, rows))
@@ -158,16 +174,15 @@ def make(
             "actor/entropy": -descent.valid_mean(old_log_prob, rows.mask > 0),
             "actor/length": jnp.mean(length),
             "actor/unfinished": jnp.mean(jnp.all(batch.action != cfg.end, -1)),
-            "actor/informative": jnp.mean(group.informative(score, length)),
+            "actor/informative": jnp.mean(group.informative(score, ok)),
         }
 
-    def loss(params, rows):
-        log_prob, valid = log_probs(params, rows), rows.mask > 0
-        ratio = log_ratio(log_prob, rows.old_log_prob, rows.mask)
-        total = surrogate(ratio, rows.advantage, low=cfg.clip_low, high=cfg.clip_high)
-        outside = group.outside(ratio, low=cfg.clip_low, high=cfg.clip_high)
+    def loss(params, rows, key):
+        log_prob, valid, walls = log_probs(params, rows), rows.mask > 0, {"low": cfg.clip_low, "high": cfg.clip_high}
+        moved = log_ratio(log_prob, rows.old_log_prob, rows.mask)
+        total = surrogate(moved, rows.advantage, log_prob, rows.mask, key, **walls)
         metrics = {
-            "actor/clip_fraction": descent.valid_mean(outside, valid),
+            "actor/clip_fraction": descent.valid_mean(surrogates.outside(moved, **walls), valid),
             "actor/kl": descent.valid_mean(group.k3(rows.old_log_prob, log_prob), valid),
         }
         if cfg.reference:
@@ -179,15 +194,18 @@ def make(
     def update(state, batch, key):
         rows, told = prepare(state, batch)
 
-        def minibatch(carry, rows):
-            *carry, metrics = descent.descend(lambda params: loss(params, rows), *carry, lr=cfg.lr, optimizer=optimizer)
+        def minibatch(carry, some):
+            *carry, metrics = descent.descend(
+                lambda params: loss(params, *some), *carry, lr=cfg.lr, optimizer=optimizer
+            )
             return carry, metrics
 
-        def epoch(carry, key):
-            return jax.lax.scan(minibatch, carry, _split(key, rows, cfg.minibatches))
+        def epoch(carry, keys):
+            some = _split(keys[0], rows, cfg.minibatches), jax.random.split(keys[1], cfg.minibatches)
+            return jax.lax.scan(minibatch, carry, some)
 
         carry = [state.params, state.opt_state]
-        carry, metrics = jax.lax.scan(epoch, carry, jax.random.split(key, cfg.epochs))
+        carry, metrics = jax.lax.scan(epoch, carry, tuple(jax.random.split(key, (2, cfg.epochs))))
         return State(*carry, state.reference, state.updates + 1.0), jax.tree.map(jnp.mean, metrics) | told
 
     return Algorithm(init, update, act)
@@ -198,7 +216,27 @@ dapo = partial(make, weights=group.token_mean, counts=group.informative)
 rloo = partial(make, advantage=group.per_sequence(group.leave_one_out), log_ratio=group.sequence_log_ratio)
 reinforce_plus_plus = partial(make, advantage=group.per_token(), weights=group.token_mean)
 gspo = partial(make, log_ratio=group.mean_log_ratio)
-cispo = partial(make, surrogate=group.detached_clip, weights=group.token_mean)
+cispo = partial(make, surrogate=surrogates.detached_clip, weights=group.token_mean)
+clip_cov = partial(make, surrogate=surrogates.clip_cov, weights=group.token_mean)
+kl_cov = partial(make, surrogate=surrogates.kl_cov, weights=group.token_mean)
+
+DAPO = Config(clip_high=0.28)
+RLOO = Config(kl_in_reward=0.03)
+REINFORCE_PLUS_PLUS = Config(kl_in_reward=0.01)
+GSPO = Config(clip_low=3e-4, clip_high=4e-4)
+CISPO = Config(clip_low=1.0, clip_high=4.0)  # ratios are positive: no wall below
+
+
+def _words(spec: Spec) -> int | None:
+    """How many words a task has, where the dtype of its tokens says so: see `envs.tasks.tokens`."""
+    return (spec.obs["tokens"].dtype.metadata or {}).get("words")
+
+
+def _refuse_divergence_from_nothing(cfg: Config) -> None:
+    for name in ("kl_coefficient", "kl_in_reward"):
+        weight = getattr(cfg, name)
+        if not cfg.reference and not isinstance(weight, jax.core.Tracer) and np.any(np.asarray(weight) > 0):
+            raise ValueError(f"config.{name} is {weight} without a reference; allowed: 0, or with config.reference")
 
 
 def _split(key, rows: Rows, minibatches: int):

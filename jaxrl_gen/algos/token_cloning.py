@@ -31,6 +31,8 @@ def make(cfg: Config, spec: Spec, *, decoder: Any = None) -> Algorithm:
       decoder: as of `grpo.make`.
     Returns:
       Algorithm whose batch is a Transition of leaves `[1, B, ...]`: prompts, and completions to imitate as actions.
+    Raises:
+      ValueError: as `grpo.make`.
     """
     decoder = decoder or transformer.decoder(grpo.sizes(cfg, spec))
     algo = grpo.make(cfg, spec, decoder=decoder)

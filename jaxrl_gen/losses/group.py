@@ -4,8 +4,8 @@
                  per_sequence of standardised, centred or leave_one_out; per_token
     log ratio    (log_prob [B, L], old_log_prob [B, L], mask [B, L]) -> [B, L]
                  token_log_ratio, sequence_log_ratio, mean_log_ratio, mean_log_ratio_per_token
-    surrogate    (log_ratio [B, L], advantage [B, L], *, low, high) -> loss [B, L]
-                 clipped, dual_clipped, detached_clip, unclipped
+    surrogate    (log_ratio [B, L], advantage [B, L], log_prob [B, L], mask [B, L], key, *, low, high) -> loss [B, L]
+                 of `losses.surrogates`: clipped, dual_clipped, detached_clip, unclipped, clip_cov, kl_cov
     weights      mask [B, L] -> [B, L], whose sum of products is the wanted mean
                  token_mean, sequence_mean_token_mean, sequence_mean_token_sum, token_sum_constant
     divergence   (log_prob [B, L], ref_log_prob [B, L]) -> [B, L]
@@ -38,8 +38,9 @@ def centred(score: jax.Array, valid: jax.Array) -> jax.Array:
     Reference: Liu et al. 2025, arXiv 2503.20783 (Dr. GRPO)
     """
     count = _checked_groups(score, valid)
-    mean = jnp.sum(jnp.where(valid, score, 0.0), -1, keepdims=True) / jnp.maximum(count, 1)
-    return jax.lax.stop_gradient(jnp.where(valid & (count > 1), score - mean, 0.0))
+    above = _above_first(score, valid)
+    mean = jnp.sum(above, -1, keepdims=True) / jnp.maximum(count, 1)
+    return jax.lax.stop_gradient(jnp.where(valid, above - mean, 0.0))
 
 
 def standardised(score: jax.Array, valid: jax.Array, *, epsilon: float = 1e-6) -> jax.Array:
@@ -128,10 +129,10 @@ def whitened(x: jax.Array, mask: jax.Array, *, epsilon: float = 1e-8) -> jax.Arr
       AssertionError: if shapes differ.
     """
     chex.assert_equal_shape([x, mask])
-    count = jnp.sum(mask)
-    mean = jnp.sum(x * mask) / jnp.maximum(count, 1)
-    variance = jnp.sum((x - mean) ** 2 * mask) / jnp.maximum(count - 1, 1)
-    return (x - mean) * jax.lax.rsqrt(variance + epsilon) * mask
+    count, above = jnp.sum(mask), _above_first(x.ravel(), mask.ravel() > 0).reshape(x.shape)
+    apart = above - jnp.sum(above) / jnp.maximum(count, 1)
+    variance = jnp.sum(apart**2 * mask) / jnp.maximum(count - 1, 1)
+    return apart * jax.lax.rsqrt(variance + epsilon) * mask
 
 
 def token_log_ratio(log_prob: jax.Array, old_log_prob: jax.Array, mask: jax.Array) -> jax.Array:
@@ -182,79 +183,6 @@ def mean_log_ratio_per_token(log_prob: jax.Array, old_log_prob: jax.Array, mask:
     """
     own = _difference(log_prob, old_log_prob, mask)
     return own - jax.lax.stop_gradient(own - mean_log_ratio(log_prob, old_log_prob, mask))
-
-
-def clipped(log_ratio: jax.Array, advantage: jax.Array, *, low: jax.Array, high: jax.Array) -> jax.Array:
-    """The surrogate that stops pushing at two walls: max(-A r, -A clip(r, 1 - low, 1 + high)), with r = exp(log_ratio).
-
-    Args:
-      log_ratio: [B, L].
-      advantage: [B, L], a constant.
-      low, high: distances of the walls from 1, scalars.
-    Returns:
-      loss [B, L], unreduced.
-    Raises:
-      AssertionError: if shapes differ.
-    Reference: Schulman et al. 2017, arXiv 1707.06347, eq. 7; walls apart: Yu et al. 2025, arXiv 2503.14476 (DAPO)
-    """
-    ratio, advantage = _ratio(log_ratio, advantage, low, high)
-    return jnp.maximum(-advantage * ratio, -advantage * jnp.clip(ratio, 1.0 - low, 1.0 + high))
-
-
-def dual_clipped(
-    log_ratio: jax.Array, advantage: jax.Array, *, low: jax.Array, high: jax.Array, limit: float = 3.0
-) -> jax.Array:
-    """As `clipped`, and where A < 0 at most -A limit: a token that became far more likely does not pull without bound.
-
-    Args:
-      log_ratio, advantage, low, high: as of `clipped`.
-      limit: the ratio from which on a negative advantage has no gradient, above 1.
-    Returns:
-      loss [B, L], unreduced.
-    Raises:
-      AssertionError: if shapes differ.
-    Reference: Ye et al. 2020, arXiv 1912.09729, eq. 6
-    """
-    loss = clipped(log_ratio, advantage, low=low, high=high)
-    advantage = jax.lax.stop_gradient(advantage)
-    return jnp.where(advantage < 0, jnp.minimum(loss, -advantage * limit), loss)
-
-
-def detached_clip(log_ratio: jax.Array, advantage: jax.Array, *, low: jax.Array, high: jax.Array) -> jax.Array:
-    """A clipped weight on the score function, -sg(clip(r, 1 - low, 1 + high)) A log r: no token loses its gradient.
-
-    Its gradient is that of -sg(clip(r)) A log pi; `low = inf` leaves the upper wall alone.
-
-    Args, Returns, Raises: as `clipped`.
-
-    Reference: MiniMax 2025, arXiv 2506.13585, eq. 4 (CISPO)
-    """
-    ratio, advantage = _ratio(log_ratio, advantage, low, high)
-    return -jax.lax.stop_gradient(jnp.clip(ratio, 1.0 - low, 1.0 + high)) * advantage * log_ratio
-
-
-def unclipped(log_ratio: jax.Array, advantage: jax.Array, *, low: jax.Array, high: jax.Array) -> jax.Array:
-    """The policy gradient with importance ratios, -A r, without walls.
-
-    Args, Returns, Raises: as `clipped`; `low` and `high` have no effect.
-
-    Reference: Williams 1992, "Simple statistical gradient-following algorithms"
-    """
-    ratio, advantage = _ratio(log_ratio, advantage, low, high)
-    return -advantage * ratio
-
-
-def outside(log_ratio: jax.Array, *, low: jax.Array, high: jax.Array) -> jax.Array:
-    """Which ratios have left the interval (1 - low, 1 + high).
-
-    Args:
-      log_ratio: any shape.
-      low, high: scalars.
-    Returns:
-      bool, of the same shape.
-    """
-    ratio = jnp.exp(log_ratio)
-    return (ratio < 1.0 - low) | (ratio > 1.0 + high)
 
 
 def token_mean(mask: jax.Array) -> jax.Array:
@@ -335,18 +263,46 @@ def k3(log_prob: jax.Array, ref_log_prob: jax.Array) -> jax.Array:
     return jnp.expm1(-d) + d
 
 
-def informative(score: jax.Array, length: jax.Array) -> jax.Array:
+def dpo(
+    log_prob: jax.Array, ref_log_prob: jax.Array, mask: jax.Array, *, beta: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of pairs of which one is preferred, -log sigmoid(beta (d_0 - d_1)), d = sum_t (log pi - log ref).
+
+    A pair is a group of two: first the completion that is preferred, then the other. Sums grow with length, and so
+    longer completions are felt more.
+
+    Args:
+      log_prob: [N, 2, L], of the policy being learned.
+      ref_log_prob: [N, 2, L], of the reference; a constant.
+      mask: [N, 2, L].
+      beta: how much a nat counts, scalar; 0.1 is usual.
+    Returns:
+      loss [N], unreduced; metrics: the margin beta (d_0 - d_1), and how often it is right.
+    Raises:
+      AssertionError: if shapes differ, or are not those of pairs.
+    Reference: Rafailov et al. 2023, arXiv 2305.18290, eq. 7
+    """
+    chex.assert_shape(mask, (None, 2, None))
+    chex.assert_equal_shape([log_prob, ref_log_prob, mask])
+    chex.assert_rank(beta, 0)
+    one, other = jnp.moveaxis(jnp.sum(k1(log_prob, ref_log_prob) * mask, -1), 1, 0)
+    margin = beta * (one - other)
+    return jax.nn.softplus(-margin), {"dpo/margin": jnp.mean(margin), "dpo/right": jnp.mean(margin > 0)}
+
+
+def informative(score: jax.Array, valid: jax.Array) -> jax.Array:
     """Which completions stand in a group whose scores differ: the others teach nothing relative.
 
     Args:
-      score: [N, G].
-      length: [N, G], tokens; not used.
+      score, valid: [N, G], as of `centred`.
     Returns:
-      bool [N, G].
+      bool [N, G], False where not valid.
+    Raises:
+      AssertionError: if shapes differ.
     Reference: Yu et al. 2025, arXiv 2503.14476, section 3.2 (DAPO, which samples others in their place)
     """
-    chex.assert_equal_shape([score, length])
-    return jnp.broadcast_to(jnp.any(score != score[:, :1], -1, keepdims=True), score.shape)
+    chex.assert_equal_shape([score, valid])
+    return valid & jnp.any(_above_first(score, valid) != 0, -1, keepdims=True)
 
 
 def overlong_penalty(length: jax.Array, *, limit: int, buffer: int) -> jax.Array:
@@ -371,6 +327,15 @@ def _checked_groups(score, valid):
     return jnp.sum(valid, -1, keepdims=True)
 
 
+def _above_first(x, valid):
+    """How much each exceeds the first valid one on the last axis, zero elsewhere: so equals differ by nothing at all.
+
+    The mean of equal numbers, rounded, may be another number.
+    """
+    first = jnp.take_along_axis(x, jnp.argmax(valid, -1, keepdims=True), -1)
+    return jnp.where(valid, x - first, 0.0)
+
+
 def _checked_tokens(score, penalty, mask):
     chex.assert_rank([score, penalty, mask], [2, 3, 3])
     chex.assert_equal_shape([penalty, mask])
@@ -381,12 +346,6 @@ def _difference(log_prob, old_log_prob, mask):
     chex.assert_rank([log_prob, old_log_prob, mask], 2)
     chex.assert_equal_shape([log_prob, old_log_prob, mask])
     return (log_prob - jax.lax.stop_gradient(old_log_prob)) * mask
-
-
-def _ratio(log_ratio, advantage, low, high):
-    chex.assert_equal_shape([log_ratio, advantage])
-    chex.assert_rank([low, high], 0)
-    return jnp.exp(log_ratio), jax.lax.stop_gradient(advantage)
 
 
 def _rows(mask):

@@ -48,7 +48,8 @@ class Decoder(NamedTuple):
 
     `init(key) -> params`; `apply(params, tokens [B, T], valid [B, T], start=0) -> logits [B, T - start, V]`, where the
     row at t predicts the token at t + 1; `cache(rows, places) -> Cache`, empty; `extend(params, tokens [B, S],
-    valid [B, S], cache) -> (logits [B, V] of the last token, Cache)`.
+    valid [B, S], cache) -> (logits [B, V] of the last token, Cache)`, where the logits are NaN if the tokens run over the
+    end of the cache.
     """
 
     init: Callable
@@ -112,7 +113,9 @@ def decoder(sizes: Sizes) -> Decoder:
             keys.append(put(old_keys, key))
             values.append(put(old_values, value))
             x = _feed(layer, x + _attend(query, keys[-1], values[-1], sees) @ layer["out"], sizes)
-        return _read(params, x[:, -1], sizes), Cache(tuple(keys), tuple(values), filled, cache.used + count)
+        used = cache.used + count
+        logits = jnp.where(used > places, jnp.nan, _read(params, x[:, -1], sizes))  # what did not fit was put elsewhere
+        return logits, Cache(tuple(keys), tuple(values), filled, used)
 
     return Decoder(lambda key: _init(key, sizes), apply, cache, extend, sizes)
 

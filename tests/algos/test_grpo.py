@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import pytest
 
 from jaxrl_gen import loops, types
 from jaxrl_gen.algos import grpo, token_cloning
-from jaxrl_gen.envs.tasks import arithmetic, tokens
+from jaxrl_gen.envs.tasks import arithmetic, countdown, tokens
 from jaxrl_gen.nets import transformer
 from jaxrl_gen.types import Spec, Transition
 
@@ -21,7 +23,8 @@ SPEC = Spec(
 )
 METHODS = {
     "grpo": grpo.make, "dr_grpo": grpo.dr_grpo, "dapo": grpo.dapo, "rloo": grpo.rloo, "gspo": grpo.gspo,
-    "cispo": grpo.cispo, "reinforce_plus_plus": grpo.reinforce_plus_plus,
+    "cispo": grpo.cispo, "reinforce_plus_plus": grpo.reinforce_plus_plus, "clip_cov": grpo.clip_cov,
+    "kl_cov": grpo.kl_cov,
 }  # fmt: skip
 
 
@@ -139,9 +142,12 @@ def test_a_score_that_is_no_number_is_left_out_of_its_group():
     assert not np.array_equal(one.params["table"], update(state, batch, jax.random.key(0))[0].params["table"])
 
 
-def test_scores_that_are_all_equal_move_nothing_without_a_divergence():
-    algo, state, batch = start(kl_coefficient=0.0)
-    equal = batch._replace(reward=jnp.ones_like(batch.reward))
+@pytest.mark.parametrize("name", METHODS)
+def test_scores_that_are_all_equal_move_nothing_without_a_divergence(name):
+    """Nor do they where one of the group is no number."""
+    algo, state, batch = start(METHODS[name], kl_coefficient=0.0)
+    bad = jnp.zeros(batch.reward.shape, bool).at[0, 1, 2].set(True)
+    equal = batch._replace(reward=jnp.where(bad, jnp.nan, 100.1), valid=~bad)
     after, metrics = jax.jit(algo.update)(state, equal, jax.random.key(0))
     np.testing.assert_array_equal(after.params["table"], state.params["table"])
     assert float(metrics["actor/informative"]) == 0.0
@@ -166,21 +172,209 @@ def test_the_divergence_pulls_back_to_the_reference_in_the_loss_and_in_the_rewar
 
 
 def test_without_a_reference_there_is_none():
-    algo, _, batch = start(reference=False)
+    algo, _, batch = start(reference=False, kl_coefficient=0.0)
     state = jax.eval_shape(algo.init, jax.random.key(0))
     after, metrics = jax.eval_shape(algo.update, state, batch, jax.random.key(0))
     assert state.reference == () == after.reference and "actor/kl_reference" not in metrics
 
 
-def test_minibatches_of_one_epoch_have_the_weights_of_the_whole_batch():
-    """With a step of zero length, the mean of the pieces' gradients is that of the whole: their norms bound it."""
-    algo, state, batch = start(lr=0.0, minibatches=4, epochs=1)
-    after, metrics = jax.jit(algo.update)(state, batch, jax.random.key(0))
+# ------------------------------------------------------------------------------- each method's gradient, in NumPy
+
+
+class Method(NamedTuple):
+    """A row of the table of methods, from their papers: plain words, read by `numpy_gradient`."""
+
+    cfg: grpo.Config
+    relative: str = "standardised"
+    level: str = "token"
+    surrogate: str = "clipped"
+    mean: str = "of tokens"
+    low: float = 0.2
+    high: float = 0.2
+    beta: float = 0.0  # of k1 in the reward
+
+
+PAPERS = {
+    "grpo": Method(grpo.Config(), mean="of sequences"),
+    "dr_grpo": Method(grpo.Config(), "centred", mean="by room"),
+    "dapo": Method(grpo.DAPO, high=0.28),
+    "rloo": Method(grpo.RLOO, "leave_one_out", "sum", mean="of sequences", beta=0.03),
+    "reinforce_plus_plus": Method(grpo.REINFORCE_PLUS_PLUS, "whitened", beta=0.01),
+    "gspo": Method(grpo.GSPO, level="mean", mean="of sequences", low=3e-4, high=4e-4),
+    "cispo": Method(grpo.CISPO, surrogate="detached", low=1.0, high=4.0),
+    "clip_cov": Method(grpo.Config(), surrogate="clip_cov"),
+    "kl_cov": Method(grpo.Config(), surrogate="kl_cov"),
+}
+
+
+def token_log_probs(logits, batch):
+    """{(n, g): [its tokens' log-probabilities]} of a table of logits, in float64, up to the end of each completion."""
+    prompt, answers, found = np.asarray(batch.obs["tokens"][0]), np.asarray(batch.action[0]), {}
+    for at in np.ndindex(answers.shape[:2]):
+        before, found[at] = prompt[at][-1], []
+        for token in answers[at]:
+            row = np.asarray(logits[before], np.float64)
+            found[at].append(row[token] - np.log(np.exp(row).sum()))
+            before = token
+            if token == 0:
+                break
+    return {at: np.array(row) for at, row in found.items()}
+
+
+def judged(method, score, old, reference):
+    """{(n, g): the advantages of its tokens}."""
+    penalty = {at: method.beta * (old[at] - reference[at]) for at in old}
+    if method.relative == "whitened":
+        gain = {at: score[at] - np.cumsum(penalty[at][::-1])[::-1] for at in old}
+        every = np.concatenate(list(gain.values()))
+        return {at: (x - every.mean()) / np.sqrt(every.var(ddof=1) + 1e-8) for at, x in gain.items()}
+    total = np.array([[score[n, g] - penalty[n, g].sum() for g in range(score.shape[1])] for n in range(len(score))])
+    found = {}
+    for (n, g), row in old.items():
+        others = np.delete(total[n], g) if method.relative == "leave_one_out" else total[n]
+        scale = total[n].std(ddof=1) + 1e-6 if method.relative == "standardised" else 1.0
+        found[n, g] = np.full(len(row), (total[n, g] - others.mean()) / scale)
+    return found
+
+
+def chosen(method, advantage, now, old):
+    """The tokens (n, g, t) that Clip-Cov may drop, of which it drops one, or the one that KL-Cov holds back."""
+    mean = lambda rows: np.concatenate(list(rows.values())).mean()  # noqa: E731
+    a, p = mean(advantage), mean(now)
+    cov = {(*at, t): (advantage[at][t] - a) * (now[at][t] - p) for at in now for t in range(len(now[at]))}
+    if method.surrogate == "kl_cov":
+        return [max(cov, key=cov.get)]
+    ratio = lambda n, g, t: np.exp(now[n, g][t] - old[n, g][t])  # noqa: E731
+    stopped = lambda at: ratio(*at) > 1.2 if advantage[at[:2]][at[2]] > 0 else ratio(*at) < 0.8  # noqa: E731
+    return [at for at in cov if 1.0 < cov[at] < 5.0 and not stopped(at)]
+
+
+def numpy_tokens(method, now, old, frozen, advantage, special):
+    """[the losses of its tokens] of each completion; `frozen` are the log-probabilities that are constants in them."""
+    rows = []
+    for at, a in advantage.items():
+        difference = now[at] - old[at]
+        if method.level != "token":
+            difference = np.full(len(a), difference.sum() if method.level == "sum" else difference.mean())
+        ratio, here = np.exp(difference), np.array([(*at, t) in special for t in range(len(a))])
+        each = np.maximum(-a * ratio, -a * np.clip(ratio, 1 - method.low, 1 + method.high))
+        if method.surrogate == "detached":
+            each = -np.clip(np.exp(frozen[at] - old[at]), 1 - method.low, 1 + method.high) * a * now[at]
+        if method.surrogate == "clip_cov":
+            each = np.where(here, 0.0, each)
+        if method.surrogate == "kl_cov":
+            each = -a * ratio + here * np.abs(difference)
+        rows.append(each)
+    return rows
+
+
+def averaged(method, rows):
+    """The objective, of the losses of tokens."""
+    if method.mean == "of sequences":
+        return np.mean([row.mean() for row in rows])
+    return np.concatenate(rows).sum() / (len(rows) * LENGTH if method.mean == "by room" else sum(map(len, rows)))
+
+
+def by_differences(function, x):
+    """The gradient of a scalar function, by central differences."""
+    gradient = np.zeros_like(x)
+    for at in np.ndindex(x.shape):
+        step = np.zeros_like(x)
+        step[at] = 1e-6
+        gradient[at] = (function(x + step) - function(x - step)) / 2e-6
+    return gradient
+
+
+def moved(size):
+    """(State, batch, old, reference): a policy `size` away from the one that wrote, and a reference that is yet another.
+
+    Old and reference are the log-probabilities of `token_log_probs`.
+    """
+    state, batch = written()
+    state = state._replace(params={"table": 1.5 * state.params["table"]})
+    action, _ = jax.jit(start()[0].act)(state, batch.obs, jax.random.key(3))
+    batch = batch._replace(action=action)
+    other = lambda size, seed: {  # noqa: E731
+        "table": state.params["table"] + size * jax.random.normal(jax.random.key(seed), (VOCAB, VOCAB))
+    }
+    away = state._replace(params=other(size, 8), reference=other(1.0, 9))
+    old, reference = (token_log_probs(x["table"], batch) for x in (state.params, away.reference))
+    told = np.zeros(batch.action.shape, np.float32)
+    for at, row in old.items():
+        told[0, *at, : len(row)] = row
+    return away, batch._replace(extras={"log_prob": jnp.asarray(told)}), old, reference
+
+
+def gradient_of(make, cfg, state, batch, **changes):
+    """What one update without length steps along, ten times Adam's first moment after it; and its metrics."""
+    cfg = dataclasses.replace(cfg, lr=0.0, max_grad_norm=1e9, vocab=VOCAB, **changes)
+    update = jax.jit(make(types.strong(cfg), SPEC, decoder=table()).update)
+    after, metrics = update(state, batch, jax.random.key(3))
     np.testing.assert_array_equal(after.params["table"], state.params["table"])
+    return 10.0 * np.asarray(after.opt_state[1].mu["table"], np.float64), metrics
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.3])  # the walls of GSPO are near, those of the others far
+@pytest.mark.parametrize("name", METHODS)
+def test_the_gradient_of_each_method_with_its_config_is_that_of_its_paper(name, size):
+    method, (state, batch, old, reference) = PAPERS[name], moved(size)
+    found, metrics = gradient_of(METHODS[name], method.cfg, state, batch)
+    logits = np.asarray(state.params["table"], np.float64)
+    frozen, advantage = token_log_probs(logits, batch), judged(method, np.asarray(batch.reward[0]), old, reference)
+    some = chosen(method, advantage, frozen, old)
+    assert some or not method.surrogate.endswith("cov")
+
+    def gradient(special):
+        loss = lambda x: averaged(  # noqa: E731
+            method, numpy_tokens(method, token_log_probs(x, batch), old, frozen, advantage, special)
+        )
+        return by_differences(loss, logits)
+
+    expected = [gradient([at]) for at in some] if method.surrogate == "clip_cov" else [gradient(some)]
+    assert np.abs(found).max() > 0.01
+    assert min(np.abs(found - x).max() for x in expected) < 2e-5
+    if method.surrogate.endswith("cov"):
+        assert np.abs(found - gradient([])).max() > 1e-3
+    if size == 0.3 and name != "cispo":
+        assert 0.05 < float(metrics["actor/clip_fraction"]) <= 1.0
+
+
+def test_the_walls_of_gspo_are_its_own():
+    state, batch, *_ = moved(1e-3)
+    near, far = (gradient_of(grpo.gspo, cfg, state, batch)[0] for cfg in (grpo.GSPO, grpo.Config()))
+    assert np.abs(near - far).max() > 0.01
+
+
+def test_minibatches_have_the_weights_of_the_whole_batch():
+    """Adam's first moment after two halves of a batch is that of one of the 924 ways to halve it."""
+    method, (state, batch, old, reference) = PAPERS["dapo"], moved(0.3)
+    found, _ = gradient_of(grpo.dapo, grpo.DAPO, state, batch, minibatches=2)
+    logits, score = np.asarray(state.params["table"], np.float64), np.asarray(batch.reward[0])
+    advantage = judged(method, score, old, reference)
+    losses = lambda x: numpy_tokens(method, token_log_probs(x, batch), old, None, advantage, [])  # noqa: E731
+    rows = np.stack([by_differences(lambda x: losses(x)[i].sum(), logits) for i in range(len(old))])  # noqa: B023
+    tokens = np.array([len(row) for row in old.values()])
+    assert len(set(tokens)) > 2  # ragged
+
+    def error(weighed):
+        halves = [np.array(some) for some in itertools.combinations(range(len(old)), len(old) // 2)]
+        others = [np.setdiff1d(np.arange(len(old)), some) for some in halves]
+        return min(np.abs(found - 0.9 * weighed(x) - weighed(y)).max() for x, y in zip(halves, others))
+
+    assert error(lambda some: 2 * rows[some].sum(0) / tokens.sum()) < 1e-5
+    assert error(lambda some: rows[some].sum(0) / tokens[some].sum()) > 1e-3  # weights of each half
+    assert error(lambda some: 4 * rows[some].sum(0) / tokens.sum()) > 1e-3  # scaled once too often
+
+
+def test_minibatches_tell_the_metrics_of_the_whole_batch():
+    algo, state, batch = start(lr=0.0, minibatches=4, epochs=1)
+    _, metrics = jax.jit(algo.update)(state, batch, jax.random.key(0))
     whole = jax.jit(start(lr=0.0, epochs=1)[0].update)(state, batch, jax.random.key(0))[1]
-    for name in ("actor/kl_reference", "actor/entropy", "actor/length"):
+    for name in ("actor/entropy", "actor/length", "actor/informative"):
         np.testing.assert_allclose(metrics[name], whole[name], atol=1e-5)
-    assert float(metrics["guard/grad_norm"]) >= 0.99 * float(whole["guard/grad_norm"])
+
+
+# ------------------------------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "reinforce_plus_plus"])
@@ -205,6 +399,29 @@ def test_bad_input_is_refused():
         algo.update(state, batch._replace(reward=batch.reward[0]), jax.random.key(0))
     with pytest.raises(ValueError, match="allowed: that of a token task"):
         grpo.make(CFG, Spec(jax.ShapeDtypeStruct((3,), jnp.float32), 2))
+
+
+@pytest.mark.parametrize("make", [grpo.make, token_cloning.make])
+def test_another_vocabulary_than_the_task_has_is_refused(make):
+    problems = countdown.problems(3, 10, 100)
+    for some in problems, tokens.split(problems)[1]:
+        spec = countdown.make(some).spec
+        with pytest.raises(ValueError, match="config.vocab is 64; expected 107, the words of the task"):
+            make(grpo.Config(), spec)
+        make(grpo.Config(vocab=107), spec)
+        with pytest.raises(ValueError, match="the decoder's vocabulary is 64; expected at least 107"):
+            make(grpo.Config(), spec, decoder=table(64))
+        make(grpo.Config(), spec, decoder=table(128))
+
+
+@pytest.mark.parametrize("name", ["kl_coefficient", "kl_in_reward"])
+def test_a_divergence_from_no_reference_is_refused(name):
+    free = grpo.Config(vocab=VOCAB, reference=False)
+    for weight in 0.1, jnp.float32(0.1), np.array([0.0, 0.1]):
+        wrong = dataclasses.replace(free, **{name: weight})
+        with pytest.raises(ValueError, match=rf"config.{name} is .*0.1.* without a reference; allowed: 0"):
+            grpo.make(wrong, SPEC)
+    grpo.make(types.strong(free), SPEC)
 
 
 # ------------------------------------------------------------------------------------------------------------ learning

@@ -149,6 +149,13 @@ def test_the_task_is_one_step_that_terminates():
     assert len({tuple(row) for row in np.asarray(obs["tokens"])}) == 25  # all problems are asked
 
 
+def test_the_spec_says_how_many_words_a_task_has():
+    for problems, words in (arithmetic.problems(5), 15), (countdown.problems(2, 5, 10), 17):
+        for some in (problems, *tokens.split(problems)):
+            kind = tokens.make(some, tokens.same_as_solution).spec.obs["tokens"].dtype
+            assert kind == np.int32 and dict(kind.metadata) == {"words": words}
+
+
 def test_held_out_problems_are_apart_from_the_others():
     problems = arithmetic.problems(7)
     learn, held = tokens.split(problems, 0.25)

@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxrl_gen.losses import group
+from jaxrl_gen.losses import group, surrogates
 
 MODES = pytest.mark.parametrize("mode", [lambda f: f, jax.jit], ids=["eager", "jit"])
 RELATIVE = [group.centred, group.standardised, group.leave_one_out]
 RATIOS = [group.token_log_ratio, group.sequence_log_ratio, group.mean_log_ratio, group.mean_log_ratio_per_token]
-SURROGATES = [group.clipped, group.dual_clipped, group.detached_clip, group.unclipped]
 WEIGHTS = [
     group.token_mean, group.sequence_mean_token_mean, group.sequence_mean_token_sum, group.token_sum_constant,
 ]  # fmt: skip
@@ -61,9 +60,19 @@ def test_advantages_of_a_group_sum_to_zero(relative, rows):
     np.testing.assert_allclose(found.sum(-1), 0.0, atol=2e-4 * (1.0 + np.abs(found).max()))
 
 
+@MODES
 @pytest.mark.parametrize("relative", RELATIVE, ids=name)
-def test_a_group_of_equal_scores_teaches_nothing(relative):
-    np.testing.assert_array_equal(relative(jnp.full((2, 4), 0.3), jnp.ones((2, 4), bool)), 0.0)
+@pytest.mark.parametrize("count", [3, 5, 6, 7])
+def test_a_group_of_equal_scores_teaches_nothing(mode, relative, count):
+    """Their mean, rounded, is not always the number that they all are."""
+    score, valid = np.full((2, count), 100.1, np.float32), np.ones((2, count), bool)
+    np.testing.assert_array_equal(mode(relative)(score, valid), 0.0)
+    score[0, 0], valid[0, 0] = np.nan, False
+    np.testing.assert_array_equal(mode(relative)(score, valid), 0.0)
+    mask = np.arange(4) < 1 + np.arange(2 * count).reshape(2, count, 1) % 4
+    score = np.full((2, count), 100.1, np.float32)
+    for whole in group.per_sequence(relative), group.per_token(), group.per_token(relative):
+        np.testing.assert_array_equal(mode(whole)(score, np.zeros(mask.shape, np.float32), mask), 0.0)
 
 
 @pytest.mark.parametrize("success", [0.25, 0.5, 0.75])
@@ -169,7 +178,7 @@ def test_the_token_form_of_the_mean_ratio_has_the_same_gradient_where_advantages
     log_prob, old, advantage, mask = per_row()
     found = []
     for log_ratio in group.mean_log_ratio, group.mean_log_ratio_per_token:
-        loss = objective(log_ratio, group.clipped, group.sequence_mean_token_mean, advantage, mask, old)
+        loss = objective(log_ratio, surrogates.clipped, group.sequence_mean_token_mean, advantage, mask, old)
         found.append(jax.value_and_grad(loss)(log_prob))
     for one, two in zip(*found):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7)
@@ -179,64 +188,11 @@ def test_completions_of_one_token_make_all_ratio_levels_alike():
     log_prob, old, advantage, _ = (x[:, :1] for x in per_row(5))
     mask, found = jnp.ones_like(log_prob), []
     for log_ratio in RATIOS:
-        loss = objective(log_ratio, group.clipped, group.sequence_mean_token_mean, advantage, mask, old)
+        loss = objective(log_ratio, surrogates.clipped, group.sequence_mean_token_mean, advantage, mask, old)
         found.append(jax.value_and_grad(loss)(log_prob))
     for value, gradient in found[1:]:
         np.testing.assert_allclose(value, found[0][0], rtol=1e-6)
         np.testing.assert_allclose(gradient, found[0][1], rtol=1e-5, atol=1e-7)
-
-
-# ---------------------------------------------------------------------------------------------------------- surrogates
-
-
-@MODES
-@pytest.mark.parametrize("surrogate", SURROGATES, ids=name)
-def test_surrogates_token_by_token(mode, surrogate):
-    log_prob, old, advantage, _ = draw(seed=6, scale=1.0)
-    found = mode(lambda r, a: surrogate(r, a, low=0.2, high=0.3))(log_prob - old, advantage)
-    ratio = np.exp((log_prob - old).astype(np.float64))
-    wall = np.clip(ratio, 0.8, 1.3)
-    ppo = np.maximum(-advantage * ratio, -advantage * wall)
-    expected = {
-        group.clipped: ppo,
-        group.dual_clipped: np.where(advantage < 0, np.minimum(ppo, -advantage * 3.0), ppo),
-        group.detached_clip: -wall * advantage * np.log(ratio),
-        group.unclipped: -advantage * ratio,
-    }[surrogate]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_surrogates_push_only_where_they_should():
-    """Gradients with respect to the log ratio, at ratios below, at and above the walls, for both signs of A."""
-    ratio = jnp.array([[0.5, 0.5, 1.0, 1.0, 2.0, 2.0, 4.0]])
-    advantage = jnp.array([[1.0, -1.0, 1.0, -1.0, 1.0, -1.0, -1.0]])
-    expected = {
-        group.clipped: [-0.5, 0.0, -1.0, 1.0, 0.0, 2.0, 4.0],
-        group.dual_clipped: [-0.5, 0.0, -1.0, 1.0, 0.0, 2.0, 0.0],
-        group.detached_clip: [-0.8, 0.8, -1.0, 1.0, -1.2, 1.2, 1.2],
-        group.unclipped: [-0.5, 0.5, -1.0, 1.0, -2.0, 2.0, 4.0],
-    }
-    for surrogate, gradient in expected.items():
-        loss = lambda x: jnp.sum(surrogate(x, advantage, low=0.2, high=0.2))  # noqa: B023, E731
-        np.testing.assert_allclose(jax.grad(loss)(jnp.log(ratio))[0], gradient, atol=1e-5)
-
-
-def test_on_policy_all_surrogates_and_the_token_levels_have_the_gradient_of_reinforce():
-    """At log_prob = old_log_prob the gradient of each token is -weight A, and whole rows share theirs."""
-    log_prob, _, advantage, mask = per_row(7)
-    for weights in WEIGHTS:
-        expected = -weights(mask) * advantage
-        for surrogate in SURROGATES:
-            for log_ratio in group.token_log_ratio, group.mean_log_ratio_per_token:
-                loss = objective(log_ratio, surrogate, weights, advantage, mask, log_prob)
-                np.testing.assert_allclose(jax.grad(loss)(log_prob), expected, rtol=1e-5, atol=1e-6)
-    loss = objective(group.sequence_log_ratio, group.clipped, group.sequence_mean_token_mean, advantage, mask, log_prob)
-    np.testing.assert_allclose(jax.grad(loss)(log_prob), -advantage / len(mask), rtol=1e-5, atol=1e-6)
-
-
-def test_outside():
-    ratio = jnp.log(jnp.array([0.5, 0.79, 0.81, 1.0, 1.29, 1.31]))
-    np.testing.assert_array_equal(group.outside(ratio, low=0.2, high=0.3), [1, 1, 0, 0, 0, 1])
 
 
 # ------------------------------------------------------------------------------------------------------------- weights
@@ -271,7 +227,7 @@ def test_rows_left_out_do_not_count_and_an_empty_batch_is_no_nan(weights):
 def test_the_objective_does_not_depend_on_the_order_of_rows_or_on_how_the_batch_is_split(weights, seed):
     log_prob, old, advantage, mask = draw(seed=seed)
     all_weights = weights(mask)
-    each = group.clipped(group.token_log_ratio(log_prob, old, mask), advantage, low=0.2, high=0.2)
+    each = surrogates.clipped(group.token_log_ratio(log_prob, old, mask), advantage, low=0.2, high=0.2)
     order = np.random.default_rng(seed).permutation(len(mask))
     np.testing.assert_allclose(weights(mask[order]), np.asarray(all_weights)[order], rtol=1e-6)
     pieces = [np.sum(np.asarray(all_weights * each)[part]) for part in np.split(order, 3)]
@@ -330,13 +286,58 @@ def test_k3_is_finite_where_the_policies_are_far_apart():
     assert np.all(np.isfinite(jax.grad(lambda x: jnp.sum(group.k3(x, jnp.zeros((1, 2)))))(far)))
 
 
+# --------------------------------------------------------------------------------------------------------------- pairs
+
+
+def pairs(seed=11):
+    """Log-probabilities, those of the reference, and a mask, [N, 2, L]."""
+    log_prob, ref, _, mask = (x.reshape(6, 2, 5) for x in draw(seed=seed))
+    return log_prob, ref, mask
+
+
+@MODES
+def test_dpo_pair_by_pair(mode):
+    log_prob, ref, mask = pairs()
+    loss, metrics = mode(lambda *x: group.dpo(*x, beta=0.7))(log_prob, ref, mask)
+    d = ((log_prob.astype(np.float64) - ref) * mask).sum(-1)
+    margin = 0.7 * (d[:, 0] - d[:, 1])
+    assert np.any(margin > 0) and np.any(margin < 0)
+    np.testing.assert_allclose(loss, -np.log(1.0 / (1.0 + np.exp(-margin))), rtol=1e-5)
+    np.testing.assert_allclose(metrics["dpo/margin"], margin.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["dpo/right"], np.mean(margin > 0), rtol=1e-6)
+
+
+def test_dpo_at_the_reference_is_log_2_and_pulls_the_two_apart():
+    log_prob, _, mask = pairs()
+    np.testing.assert_allclose(group.dpo(log_prob, log_prob, mask, beta=0.1)[0], np.log(2.0), rtol=1e-6)
+    total = lambda one, other: jnp.sum(group.dpo(one, other, mask, beta=0.1)[0])  # noqa: E731
+    gradient, of_reference = jax.grad(total, (0, 1))(log_prob, log_prob)
+    np.testing.assert_allclose(gradient, 0.05 * np.array([-1.0, 1.0])[:, None] * mask, rtol=1e-5)
+    np.testing.assert_array_equal(of_reference, 0.0)
+
+
+def test_dpo_is_finite_where_pairs_are_far_apart():
+    far = jnp.array([[[-800.0], [0.0]], [[0.0], [-800.0]]])
+    loss, gradient = jax.value_and_grad(lambda x: jnp.sum(group.dpo(x, 0 * far, jnp.ones_like(far), beta=1.0)[0]))(far)
+    np.testing.assert_allclose(loss, 800.0, rtol=1e-6)
+    assert np.all(np.isfinite(gradient))
+
+
 # -------------------------------------------------------------------------------------------------------------- others
 
 
-def test_informative_groups():
+@MODES
+def test_informative_groups(mode):
     score = jnp.array([[0.0, 0.0, 0.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
-    found = group.informative(score, jnp.ones((3, 3)))
+    found = mode(group.informative)(score, jnp.ones((3, 3), bool))
     np.testing.assert_array_equal(found, [[False] * 3, [True] * 3, [False] * 3])
+
+
+def test_scores_that_are_not_valid_make_no_group_informative():
+    score = jnp.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [jnp.nan, 1.0, 1.0], [0.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
+    valid = jnp.array([[1, 1, 0], [1, 1, 0], [0, 1, 1], [0, 0, 0], [0, 1, 1]], bool)
+    expected = [[False] * 3, [True, True, False], [False] * 3, [False] * 3, [False, True, True]]
+    np.testing.assert_array_equal(group.informative(score, valid), expected)
 
 
 def test_overlong_penalty():
@@ -352,11 +353,6 @@ def test_broadcasting_is_refused():
             log_ratio(head, old, mask)
         with pytest.raises(AssertionError):
             log_ratio(log_prob, old, mask[:, :1])
-    for surrogate in SURROGATES:
-        with pytest.raises(AssertionError):
-            surrogate(log_prob, advantage[:, :1], low=0.2, high=0.2)
-        with pytest.raises(AssertionError):
-            surrogate(log_prob, advantage, low=np.full(5, 0.2), high=0.2)
     for estimator in group.k1, group.k2, group.k3:
         with pytest.raises(AssertionError):
             estimator(log_prob, old[:, :1])
@@ -371,5 +367,11 @@ def test_broadcasting_is_refused():
             whole(np.zeros((3, 4)), np.zeros((3, 4, 5)), np.ones((3, 4, 1)))
     with pytest.raises(AssertionError):
         group.whitened(log_prob, mask[:, :1])
+    pair, ref, tokens = pairs()
+    for wrong in (pair[:, :1], ref, tokens), (pair, ref, tokens[..., :1]), tuple(x[:, :1] for x in (pair, ref, tokens)):
+        with pytest.raises(AssertionError):
+            group.dpo(*wrong, beta=0.1)
+    with pytest.raises(AssertionError):
+        group.dpo(pair, ref, tokens, beta=np.full(5, 0.1))
     with pytest.raises(AssertionError):
         group.informative(np.zeros((3, 4)), np.zeros((3, 1)))

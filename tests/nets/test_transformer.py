@@ -1,4 +1,6 @@
-"""The decoder against a float64 NumPy forward, the `transformers` library where it is installed, and its own cache."""
+"""The decoder against a float64 NumPy forward, what the `transformers` library said or, installed, says, and its cache."""
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,11 @@ from jaxrl_gen.nets import transformer
 
 TIED = transformer.Sizes(vocab=23, width=32, layers=2, heads=4, kv_heads=2, hidden=48, context=24)
 APART = TIED._replace(tied=False, kv_heads=4, theta=1e6, layers=3)
+SMALL = {
+    "tied": transformer.Sizes(vocab=11, width=16, layers=2, heads=4, kv_heads=2, hidden=24, context=24),
+    "apart": transformer.Sizes(11, 16, 1, 4, 4, 24, 24, tied=False, theta=100.0, epsilon=1e-3),
+}
+GOLDEN, WRITER = Path(__file__).with_name("qwen2_golden.npz"), "transformers 5.23.0"
 EVERY = pytest.mark.parametrize("sizes", [TIED, APART], ids=["tied", "apart"])
 
 
@@ -78,10 +85,10 @@ def test_logits_equal_a_forward_in_float64(sizes, mode):
         np.testing.assert_allclose(np.asarray(ours)[ok], expected, rtol=1e-4, atol=1e-4)
 
 
-@EVERY
-def test_logits_equal_those_of_the_transformers_library(sizes, tmp_path):
-    """For the same random weights, which go there and back through a safetensors file; padded rows included."""
-    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+def library_config(sizes):
+    """The library's Config of these sizes."""
+    import transformers
+
     config = transformers.Qwen2Config(
         vocab_size=sizes.vocab, hidden_size=sizes.width, num_hidden_layers=sizes.layers, hidden_act="silu",
         num_attention_heads=sizes.heads, num_key_value_heads=sizes.kv_heads, intermediate_size=sizes.hidden,
@@ -90,17 +97,59 @@ def test_logits_equal_those_of_the_transformers_library(sizes, tmp_path):
     )  # fmt: skip
     if hasattr(config, "rope_parameters"):
         config.rope_parameters = {"rope_type": "default", "rope_theta": sizes.theta}
-    params, (tokens, valid) = weights(sizes, 3), batch(sizes, seed=4)
-    config.save_pretrained(tmp_path)
-    transformer.save(tmp_path / "model.safetensors", params, sizes)
-    model = transformers.Qwen2ForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    ours = transformer.decoder(sizes).apply(params, tokens, valid)
+    return config
+
+
+def library_logits(model, tokens, valid):
+    """What a model of the library says of padded rows."""
+    import torch
+
     positions = np.maximum(np.cumsum(valid, 1) - 1, 0)
     with torch.no_grad():
-        theirs = model(
+        return model(
             input_ids=torch.tensor(tokens, dtype=torch.long), attention_mask=torch.tensor(valid.astype(np.int64)),
             position_ids=torch.tensor(positions),
         ).logits.numpy()  # fmt: skip
+
+
+def write_golden():
+    """Let the library make both models, of numbers that half precision holds, and write what they say; by hand alone."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    kept = {"writer": f"transformers {transformers.__version__}"}
+    for name, sizes in SMALL.items():
+        model, (tokens, valid) = transformers.Qwen2ForCausalLM(library_config(sizes)).float().eval(), batch(sizes)
+        for each in model.parameters():
+            each.data = (each.data + 0.3 * torch.randn_like(each)).half().float()
+        kept |= {f"{name}/{at}": each.detach().numpy().astype(np.float16) for at, each in model.named_parameters()}
+        kept |= {f"{name} tokens": tokens, f"{name} valid": valid}
+        kept |= {f"{name} logits": library_logits(model, tokens, valid)}
+    np.savez_compressed(GOLDEN, **kept)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_logits_equal_those_that_the_transformers_library_wrote_down(name):
+    """`write_golden` wrote them, with the version that WRITER names."""
+    golden, sizes = np.load(GOLDEN), SMALL[name]
+    assert golden["writer"] == WRITER
+    found = {at.removeprefix(f"{name}/"): golden[at] for at in golden.files if at.startswith(f"{name}/")}
+    tokens, valid, theirs = (golden[f"{name} {what}"] for what in ("tokens", "valid", "logits"))
+    assert 0 < np.sum(~valid) < valid.size / 2 and np.std(theirs) > 0.5
+    ours = transformer.decoder(sizes).apply(transformer.from_tensors(found, sizes), tokens, valid)
+    np.testing.assert_allclose(np.asarray(ours)[valid], theirs[valid], atol=1e-4)
+
+
+@EVERY
+def test_logits_equal_those_of_the_transformers_library(sizes, tmp_path):
+    """For the same random weights, which go there and back through a safetensors file; padded rows included."""
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    params, (tokens, valid) = weights(sizes, 3), batch(sizes, seed=4)
+    library_config(sizes).save_pretrained(tmp_path)
+    transformer.save(tmp_path / "model.safetensors", params, sizes)
+    model = transformers.Qwen2ForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ours, theirs = transformer.decoder(sizes).apply(params, tokens, valid), library_logits(model, tokens, valid)
     np.testing.assert_allclose(np.asarray(ours)[valid], theirs[valid], atol=1e-4)
     model.save_pretrained(tmp_path / "back", safe_serialization=True)
     again = transformer.load(tmp_path / "back" / "model.safetensors", sizes)
@@ -222,3 +271,13 @@ def test_rows_longer_than_the_context_or_the_cache_are_refused():
         net.cache(1, 25)
     with pytest.raises(ValueError, match="25 tokens do not fit into a cache of 8 places"):
         net.extend(params, tokens, tokens == 0, net.cache(1, 8))
+
+
+def test_tokens_that_run_over_the_end_of_the_cache_give_nan_and_no_logits_of_something_else():
+    net, params, (tokens, valid) = transformer.decoder(TIED), weights(TIED), batch(TIED)
+    extend = jax.jit(net.extend)
+    _, cache = extend(params, tokens[:, :6], valid[:, :6], net.cache(3, 8))
+    logits, full = extend(params, tokens[:, 6:8], valid[:, 6:8], cache)
+    np.testing.assert_allclose(logits, net.apply(params, tokens[:, :8], valid[:, :8])[:, -1], rtol=1e-4, atol=1e-5)
+    assert np.all(np.isnan(extend(params, tokens[:, 6:9], valid[:, 6:9], cache)[0]))
+    assert np.all(np.isnan(extend(params, tokens[:, 8:], valid[:, 8:], full)[0]))

@@ -19,6 +19,11 @@ class Alphabet(NamedTuple):
 
     words: tuple[str, ...]
 
+    @property
+    def dtype(self) -> np.dtype:
+        """That of tokens, int32, which says in its metadata how many words there are."""
+        return np.dtype(np.int32, metadata={"words": len(self.words)})
+
     def encode(self, text: str) -> list[int]:
         """The tokens of words with spaces between.
 
@@ -43,7 +48,7 @@ class Alphabet(NamedTuple):
 class Problems(NamedTuple):
     """A table of M problems; each has one known solution, which ends within L tokens."""
 
-    tokens: np.ndarray  # i32 [M, P], prompts, padded on the left
+    tokens: np.ndarray  # i32 [M, P], prompts, padded on the left; of the alphabet's dtype
     valid: np.ndarray  # bool [M, P]
     solution: np.ndarray  # i32 [M, L], the end included, filled up with ends
     facts: PyTree = ()  # leaves [M, ...], for a verifier
@@ -65,7 +70,7 @@ def table(alphabet: Alphabet, prompts: Sequence[str], solutions: Sequence[str], 
         raise ValueError(f"{len(prompts)} prompts and {len(solutions)} solutions; allowed: as many, at least one")
     read, wanted = [alphabet.encode(text) for text in prompts], [alphabet.encode(text) for text in solutions]
     width, length = max(map(len, read)), 1 + max(map(len, wanted))
-    tokens, valid = np.zeros((len(read), width), np.int32), np.zeros((len(read), width), bool)
+    tokens, valid = np.zeros((len(read), width), alphabet.dtype), np.zeros((len(read), width), bool)
     solution = np.zeros((len(read), length), np.int32)
     for i, (prompt, answer) in enumerate(zip(read, wanted)):
         tokens[i, width - len(prompt) :], valid[i, width - len(prompt) :] = prompt, True
@@ -101,10 +106,10 @@ def make(problems: Problems, verify: Callable) -> Env:
       problems: Problems.
       verify: `(problem, completion i32 [L]) -> bool`, where `problem` is one row of `problems`.
     Returns:
-      Env of one lane that does not reset itself.
+      Env of one lane that does not reset itself; the dtype of tokens in its Spec says how many words there are.
     """
     count, width = problems.tokens.shape
-    shapes = {"tokens": jax.ShapeDtypeStruct((width,), jnp.int32), "valid": jax.ShapeDtypeStruct((width,), jnp.bool_)}
+    tokens, valid = (jax.ShapeDtypeStruct((width,), x.dtype) for x in (problems.tokens, problems.valid))
     see = lambda problem: {"tokens": problem.tokens, "valid": problem.valid}  # noqa: E731
 
     def reset(key):
@@ -116,7 +121,7 @@ def make(problems: Problems, verify: Callable) -> Env:
         reward = verify(problem, action).astype(jnp.float32)
         return problem, see(problem), Outcome(see(problem), reward, jnp.array(True), jnp.array(False), jnp.array(True))
 
-    return Env(reset, step, Spec(shapes, problems.solution.shape[1], time_limit=1))
+    return Env(reset, step, Spec({"tokens": tokens, "valid": valid}, problems.solution.shape[1], time_limit=1))
 
 
 def same_as_solution(problem: Problems, completion: jax.Array) -> jax.Array:
