@@ -1,7 +1,7 @@
 """The methods of the package, as its own source tells them: what there is, of which family, in one line, and its parts.
 
-A method is a file of `jaxrl_gen/algos` with a `make`; a `partial(make, ...)` of such a file, or a `partial(cql.Config,
-...)` in `_offline.py`; or one of these `on` a part of another file, such as `ppo on flow_head`, where an experiment's
+A method is a file of `jaxrl_gen/algos` with a `make`; a `partial(make, ...)` of such a file, or in `_offline.py` one of
+its `make` or Config; or one of these `on` a part of another file, such as `ppo on flow_head`, where an experiment's
 header says so.
 """
 
@@ -57,7 +57,8 @@ def methods() -> dict[str, Method]:
             parts = tuple(argument.arg for argument in made[0].args.kwonlyargs)
             whole = Method(path.stem, _from_root(path), sentence(tree), tuple(sorted(_losses(path.stem))), parts)
             found[whole.name] = whole
-            variants = [*_variants(tree, "make", path.stem), *_variants(offline, f"{path.stem}.Config", path.stem)]
+            variants = [*_variants(tree, ("make",), path.stem)]
+            variants += _variants(offline, (f"{path.stem}.make", f"{path.stem}.Config"), path.stem)
             found |= {name: whole._replace(name=name, line=line) for name, line in variants}
     return found
 
@@ -84,11 +85,11 @@ def sentence(node: ast.Module | ast.FunctionDef) -> str:
     return re.split(r"(?<=\.)\s", " ".join((ast.get_docstring(node) or "").split()), maxsplit=1)[0]
 
 
-def _variants(tree: ast.Module, of: str, stem: str):
-    """(name, what it replaces) of every `name = partial(of, part=...)`, `make` or the Config of the method `stem`."""
+def _variants(tree: ast.Module, of: tuple[str, ...], stem: str):
+    """(name, what it replaces) of every `name = partial(make, part=...)`, where `make` is one `of` those of `stem`."""
     for node in tree.body:
         call = node.value if isinstance(node, ast.Assign) else None
-        if isinstance(call, ast.Call) and ast.unparse(call.func) == "partial" and ast.unparse(call.args[0]) == of:
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "partial" and ast.unparse(call.args[0]) in of:
             (target,) = node.targets
             parts = (f"`{part.arg}={re.sub(r'group[.]', '', ast.unparse(part.value))}`" for part in call.keywords)
             yield target.id, f"`{stem}` with {', '.join(parts)}."

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from experiments import _diagnostics
 from jaxrl_gen import loops
 from jaxrl_gen.algos import (
     a2pr,
@@ -40,14 +41,16 @@ from jaxrl_gen.algos import (
 )
 from jaxrl_gen.data import sampling, statistics, trajectory
 from jaxrl_gen.data.trajectory import Dataset
+from jaxrl_gen.losses import autoregressive
 from jaxrl_gen.types import Env, PyTree
 
 COMPARED = 8192  # rows, at most, among which PRDC looks for the nearest
 IMAGINED = 5  # steps of a rollout in a model
 
-# Methods that are another with a field of its Config.
+# Methods that are another with a field of its Config, or with a part.
 cal_ql = partial(cql.Config, calibrated=True)
 sac_n = partial(edac.Config, diversity=0.0)
+arsq_factorised = partial(arsq.make, conditioning=autoregressive.factorised)
 
 
 class Recipe(NamedTuple):
@@ -82,6 +85,7 @@ def recipes(
     """
     cloning = dict(lr=lr, actor_hidden=widths, normalize_obs=False)
     critics = cloning | dict(gamma=gamma, tau=tau, critic_hidden=widths)
+    of_arsq = dict(lr=lr, gamma=gamma, tau=tau, hidden=widths, normalize_obs=False)
     model = partial(dynamics.Config, lr=lr, hidden=widths)
     learning = dict(model=model(members=3, elites=2), model_updates=updates / 5, horizon=IMAGINED, kept=400)
     learning |= dict(policy=sac.Config(**critics))
@@ -99,7 +103,8 @@ def recipes(
         "edac": Recipe(edac.make, edac.Config(**critics)),
         "sac_n": Recipe(edac.make, sac_n(**critics)),
         "odice": Recipe(odice.make, odice.Config(**critics)),
-        "arsq": Recipe(arsq.make, arsq.Config(lr=lr, gamma=gamma, tau=tau, hidden=widths, normalize_obs=False)),
+        "arsq": Recipe(arsq.make, arsq.Config(**of_arsq)),
+        "arsq_factorised": Recipe(arsq_factorised, arsq.Config(**of_arsq)),
         "mopo": Recipe(mopo.make, mopo.Config(**learning), short, imagines=True),
         "ravl": Recipe(
             ravl.make, ravl.Config(**learning | dict(policy=edac.Config(**critics, diversity=0.5))), short, imagines=True
@@ -177,6 +182,13 @@ def loop(
         make, data = acting_scaled(make, of), in_units(data, of)
     sample = recipe.sample(batch_size * recipe.updates, horizon)
     return loops.offline(make, env, sample, recipe.bring(data), updates=500)
+
+
+def listeners(recipe: Recipe, loop: loops.Loop) -> list[Callable]:
+    """What is measured beside the training: of those that imagine, what their claims are about."""
+    if not recipe.imagines:
+        return []
+    return [_diagnostics.listener(_diagnostics.models(recipe.cfg, loop.env, loop.data[0]))]
 
 
 def in_units(data: Dataset, of: statistics.Statistics) -> Dataset:

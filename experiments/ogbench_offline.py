@@ -1,8 +1,8 @@
 """Offline RL on data of our own in environments of OGBench, under one task each: against cloning the data.
 
 Run:      python -m experiments.ogbench_offline
-Method:   iql; bc, td3_bc, rebrac, prdc, a2pr, beer, cql, cal_ql, edac, sac_n, odice, arsq, mopo, ravl, lipmbrl, fql,
-          flow_policy: --method NAME
+Method:   iql; bc, td3_bc, rebrac, prdc, a2pr, beer, cql, cal_ql, edac, sac_n, odice, arsq, arsq_factorised, mopo, ravl,
+          lipmbrl, fql, flow_policy: --method NAME
 Table:    offline, by task, data
 Hardware: AMD EPYC, 2 cores, jax 0.10.2
 Minutes:  1.2
@@ -96,7 +96,10 @@ def main(exp: OGBench):
     loop = _offline.loop(
         chosen, env, data, batch_size=exp.batch_size, horizon=exp.horizon, terminate=succeeded(data), scaled=True
     )
-    return launch.launch(exp, env=env, loop=loop, cfg=chosen.cfg, play=play, what=f"success rate in {exp.task}")
+    return launch.launch(
+        exp, env=env, loop=loop, cfg=chosen.cfg, play=play, what=f"success rate in {exp.task}",
+        listeners=_offline.listeners(chosen, loop),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _offline, offline_brax, offline_point_maze, ogbench_offline
+from experiments import _diagnostics, _offline, offline_brax, offline_point_maze, ogbench_offline
 from experiments.datasets import point_maze as recorded
-from jaxrl_gen.algos import bc
+from jaxrl_gen import loops, replay
+from jaxrl_gen.algos import bc, beer, td3
 from jaxrl_gen.data import sampling, statistics, trajectory
 from jaxrl_gen.envs import brax
 from jaxrl_gen.envs.tasks import point_maze
-from jaxrl_gen.types import Recalled
+from jaxrl_gen.types import Carry, Recalled
 
 RECIPES = _offline.recipes(gamma=0.9, widths=(8, 8), updates=10.0)
 ENV = point_maze.make(offline_point_maze.MAZE)
@@ -93,6 +94,55 @@ def test_data_scaled_once_are_learned_from_as_if_every_batch_were(data):
         learned = jax.jit(lambda rows, algo=algo: algo.update(algo.init(key), sample(rows, key), key)[0])
         states.append(learned(rows))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), *states)
+
+
+def test_what_claims_are_about_is_measured_of_every_member(data):
+    loop = loops.population(
+        _offline.loop(RECIPES["lipmbrl"], ENV, data, batch_size=6, horizon=3, terminate=offline_point_maze.reached)
+    )
+    carry, metrics = jax.jit(loop.init)(RECIPES["lipmbrl"].cfg, jax.random.split(jax.random.key(0), 2)), {"x": 1.0}
+    (listener,) = _offline.listeners(RECIPES["lipmbrl"], loop)
+    listener(0, carry, metrics)
+    assert set(metrics) == {"x", "critic/steepness", "model/value_error"}
+    obs, action = np.float64(trajectory.before(data)), np.float64(data.action)
+    at = np.arange(0, len(action), -(-len(action) // 1024))
+    for member in range(2):
+        layers = jax.tree.map(lambda x: np.float64(x[member]), carry.state.policy.params["critic"])
+
+        def value(pushed, layers=layers, n=0):
+            x = np.concatenate([pushed, action[at]], -1)
+            for i in range(3):
+                x = x @ layers[f"Dense_{i}"]["kernel"][n] + layers[f"Dense_{i}"]["bias"][n]
+                x = np.maximum(x, 0.0) if i < 2 else x
+            return x[:, 0]
+
+        push = 1e-6 * np.eye(4)
+        slopes = [[(value(obs[at] + d, n=n) - value(obs[at] - d, n=n)) / 2e-6 for d in push] for n in range(2)]
+        steep = np.sqrt(np.sum(np.square(slopes), 1)).mean()
+        assert metrics["critic/steepness"][member] == pytest.approx(steep, rel=1e-3)
+    assert (metrics["model/value_error"] > 0.0).all() and not _offline.listeners(RECIPES["iql"], loop)
+
+
+@pytest.mark.parametrize("make", [td3, beer], ids=lambda make: make.__name__.rpartition(".")[2])
+def test_the_rank_of_a_critics_last_hidden_layer(make):
+    """With one unit alive, and with inputs that are all alike, it is one."""
+    cfg = make.Config(actor_hidden=(8,), critic_hidden=(8, 8))
+    spec = ENV.spec
+    state = make.make(cfg, spec).init(jax.random.key(0))
+    draw = lambda *shape: jax.random.uniform(jax.random.key(1), shape, minval=-1.0)
+    ring = replay.init(spec, 50, 4)._replace(
+        obs=draw(50, 4, 4), action=draw(50, 4, 2), valid=jnp.ones((50, 4), bool), size=jnp.int32(50)
+    )
+    carry = Carry(state, (), (), None, (), jnp.zeros((2,), jnp.uint32), ring)
+    rank = lambda carry: float(_diagnostics.rank(False)(carry)["critic/rank"])
+    assert 3 <= rank(carry) <= 8
+    assert rank(carry._replace(replay=ring._replace(obs=0 * ring.obs + 1.0, action=0 * ring.action))) == 1
+    critic = state.params["critic"]
+    body = critic.get("body", critic)
+    alone = body["Dense_1"] | {"kernel": body["Dense_1"]["kernel"] * (jnp.arange(8) == 3), "bias": jnp.eye(8)[3]}
+    body = body | {"Dense_1": alone}
+    critic = critic | {"body": body} if "body" in critic else body
+    assert rank(carry._replace(state=state._replace(params=state.params | {"critic": critic}))) == 1
 
 
 def test_prdc_looks_among_rows_at_even_distances(data, monkeypatch):
