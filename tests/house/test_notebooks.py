@@ -23,8 +23,6 @@ def test_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
     from nbclient import NotebookClient
 
     monkeypatch.setenv("FAST", "1")
-    flags = os.environ.get("XLA_FLAGS", "").replace("optimization_level=0", "optimization_level=1")
-    monkeypatch.setenv("XLA_FLAGS", flags)  # it runs longer than other tests, and compiles about as long
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(source.ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook, cells = code_cells(path)
     NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
