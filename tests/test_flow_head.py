@@ -66,3 +66,60 @@ def test_the_mode_is_eulers_method_without_noise():
         variance = (1 - t) ** 2 + t**2 * STD**2
         x = x + (MEAN + (t * STD**2 - (1 - t)) / variance * (x - t * MEAN)) / 5
     np.testing.assert_allclose(head(5, 0.5).mode({}, jnp.zeros((3, 2))), np.clip([x] * 3, -1, 1), rtol=1e-5)
+
+
+def learning(steps, noise):
+    """A head whose velocity is w g(x, t) + b + output, g that of the Gaussian: linear in what is learned."""
+    velocity = lambda params, x, t, output: params["w"] * gaussian({}, x, t, 0.0 * output) + params["b"] + output
+    return distributions.flow_head(velocity, lambda key: {}, 2, 2, steps=steps, noise=noise)
+
+
+PARAMS = {"w": jnp.float32(0.8), "b": jnp.array([0.1, -0.3], jnp.float32)}
+
+
+def gradients(it, chain, output):
+    """Of each chain's log-probability by w [N], b [N, 2] and the actor's output [N, 2]."""
+    score = lambda params, output, chain: it.score(params, output, chain, jax.random.key(0))[0]
+    by_params, by_output = jax.jit(jax.vmap(jax.grad(score, (0, 1)), (None, 0, 0)))(PARAMS, output, chain)
+    return np.asarray(by_params["w"]), np.asarray(by_params["b"]), np.asarray(by_output)
+
+
+def test_the_gradient_of_a_chains_log_prob_is_its_closed_form():
+    """sum_k dv (1 + noise^2 t / 2) dt (x_{k+1} - mean_k) / std_k^2, in float64."""
+    steps, noise = 6, 0.6
+    it, output = learning(steps, noise), jax.random.normal(jax.random.key(0), (5, 2))
+    chain, _ = it.sample(PARAMS, output, jax.random.key(1))
+    x, dt = np.asarray(chain, np.float64), 1 / steps
+    by_w, by_v = np.zeros(5), np.zeros((5, 2))
+    for k in range(steps):
+        t = k / steps
+        slope = (t * STD**2 - (1 - t)) / ((1 - t) ** 2 + t**2 * STD**2)
+        shape = MEAN + slope * (x[:, k] - t * MEAN)
+        velocity = float(PARAMS["w"]) * shape + np.asarray(PARAMS["b"], np.float64) + np.asarray(output, np.float64)
+        mean = x[:, k] + (velocity - 0.5 * noise**2 * (x[:, k] - t * velocity)) * dt
+        of_v = (1 + 0.5 * noise**2 * t) * dt * (x[:, k + 1] - mean) / (noise**2 * (1 - t) * dt)
+        by_w, by_v = by_w + (of_v * shape).sum(-1), by_v + of_v
+    of_w, of_b, of_output = gradients(it, chain, output)
+    np.testing.assert_allclose(of_w, by_w, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(of_b, by_v, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(of_output, by_v, rtol=1e-3, atol=1e-3)
+
+
+def test_the_gradient_of_log_probs_is_a_score():
+    """Its mean over chains of the same policy is zero, and that of its square is not."""
+    it, output = learning(5, 0.5), jnp.zeros((4000, 2))
+    chain, _ = jax.jit(lambda key: it.sample(PARAMS, output, key))(jax.random.key(2))
+    for each in gradients(it, chain, output):
+        assert np.isfinite(each).all() and np.abs(each).mean() > 0.1
+        assert (np.abs(each.mean(0)) < 4 * each.std(0) / np.sqrt(len(each))).all()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [({"steps": 0}, "steps is 0; allowed: 1 and more"), ({"noise": 0.0}, "noise is 0.0; allowed: above 0"),
+     ({"noise": -0.5}, "noise is -0.5"), ({"noise": np.nan}, "noise is nan"),
+     ({"noise": jnp.zeros(())}, "noise is 0.0")],
+)  # fmt: skip
+def test_a_chain_without_steps_or_without_a_density_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        head(**({"steps": 5, "noise": 0.5} | changes))

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from jaxrl_gen import loops, nets, types
+from jaxrl_gen import distributions, loops, nets, types
 from jaxrl_gen.algos import ppo
 from jaxrl_gen.envs import probe, wrap
 from jaxrl_gen.types import Env
@@ -56,6 +57,15 @@ def asymmetric_ppo(cfg, spec):
     return ppo.make(cfg, spec, actor_view=lambda obs: obs["cue"])
 
 
+def flow_ppo(cfg, spec):
+    """PPO whose choice is a chain of denoising steps."""
+    size, features = spec.action_size, 4
+    net = nets.mlp((8, size))
+    velocity = lambda params, x, t, output: net.apply(params, jnp.concatenate([x, t[..., None], output], -1))
+    init = lambda key: net.init(key, jax.ShapeDtypeStruct((size + 1 + features,), jnp.float32))
+    return ppo.make(cfg, spec, head=distributions.flow_head(velocity, init, size, features, steps=3))
+
+
 PPO = ppo.Config(lr=1e-2, epochs=2, minibatches=2, actor_hidden=(8,), critic_hidden=(8,), entropy_coefficient=0.01)
 
 CASES = [
@@ -63,6 +73,7 @@ CASES = [
     Case("ppo_discrete", ppo.make, PPO, probe.delayed),
     Case("ppo_recurrent", recurrent_ppo, PPO, probe.memory),
     Case("ppo_dict_observation", asymmetric_ppo, PPO, probe.dict_observation),
+    Case("ppo_flow_head", flow_ppo, PPO, probe.continuous_action),
 ]
 
 
