@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_gen import checkpoint
-from jaxrl_gen.loops import EPISODE, Loop, at_chunk
+from jaxrl_gen.loops import EPISODE, Loop, at_chunk, nbytes
 from jaxrl_gen.record import read_json, write_json
 from jaxrl_gen.types import PyTree
 
@@ -39,9 +39,10 @@ def stop_on_nonfinite(
 ) -> Callable:
     """Stop when a metric or a parameter is not finite, and leave behind what is needed to see it happen again.
 
-    It keeps a copy of the carry before each chunk: the memory of a second carry. When something turned non-finite it
-    goes through that chunk again, one iteration at a time, up to the first bad one, and writes the carry before it and
-    the batch it learned from into `<folder>/nonfinite-<chunk>`, as plain arrays.
+    It keeps a copy of the carry before each chunk: the memory of a second carry, `kept`, and of no third. When something
+    turned non-finite it goes through that chunk again, one iteration at a time, up to the first bad one, which takes the
+    memory of two more, and writes the carry before it and the batch it learned from into `<folder>/nonfinite-<chunk>`,
+    as plain arrays.
 
     Args:
       loop: the Loop (or population) that runs, `watched` if parameters are to be looked at as well as metrics.
@@ -60,6 +61,7 @@ def stop_on_nonfinite(
         nonlocal good
         bad = [name for name, x in metrics.items() if not name.startswith(NOT_WATCHED) and not _is_finite(name, x)]
         if not bad:
+            good = None  # let go of it before another is made
             good = None if several else copy(carry)
             return False
         metrics[STOPPED] = np.asarray(1.0)
@@ -75,6 +77,15 @@ def stop_on_nonfinite(
         return True
 
     return call
+
+
+def kept(carry: PyTree) -> int:
+    """Bytes of a device that `stop_on_nonfinite` keeps beside what runs, for `loops.compile_report`.
+
+    Args:
+      carry: a Carry, or its shapes.
+    """
+    return 0 if jax.process_count() > 1 else nbytes(carry)
 
 
 def copy(tree: PyTree) -> PyTree:

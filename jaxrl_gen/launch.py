@@ -117,10 +117,10 @@ def launch(
         guards.replay(stage.loop, stage.cfg, exp.replay)
         return exp.replay
     say = _say_once()
-    say(_headline())
+    say(_headline(stage.target))
     with callbacks.stop_on_signals() as asked_to_stop, _folder(exp) as folder:
         init = stage.first_carry(in_background=not exp.resume)
-        compiled = loops.compile_report(stage.loop, stage.cfg, stage.target)
+        compiled = loops.compile_report(stage.loop, stage.cfg, stage.target, kept=guards.kept(stage.target))
         say(f"compiled: {compiled}")
         checkpointer = checkpoint.Checkpointer(folder / "checkpoints", exp.keep)
         restored = _restored(exp, stage.target, checkpointer, folder, chunks, say)
@@ -359,12 +359,15 @@ def _say_once() -> Callable[[str], None]:
     return (lambda line: print(line, flush=True)) if jax.process_index() == 0 else (lambda line: None)
 
 
-def _headline() -> str:
+def _headline(carry: PyTree) -> str:
+    """What runs on what, and how much of that the past rows take that a carry of these shapes has."""
+    replay = loops.replay_bytes(carry)
     count = f"{jax.device_count()} x " if jax.device_count() > 1 else ""
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return (
         f"jaxrl_gen {jaxrl_gen.__version__}, jax {jax.__version__}, {count}{record.chip()}{processes}, "
         f"matmul precision {jax.config.jax_default_matmul_precision}\ncompilation cache: {compilation_cache()}"
+        + (f"\nreplay: {replay / 2**30:.3g} GB of {loops.device_memory() / 2**30:.3g} GB" if replay else "")
     )
 
 

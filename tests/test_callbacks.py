@@ -291,3 +291,21 @@ def test_a_copy_survives_donation():
     jax.jit(lambda tree: {**tree, "x": tree["x"] + 1.0}, donate_argnums=0)(carry)
     assert np.array_equal(kept["x"], np.arange(5.0))
     assert np.array_equal(jax.random.key_data(kept["key"]), jax.random.key_data(jax.random.key(2)))
+
+
+def test_the_guard_holds_one_copy_and_lets_go_of_it_before_the_next(tmp_path, monkeypatch):
+    """Each copy is made where the carry that runs is all there is: two carries at once, and no third."""
+    size, there, plain = 12_347, [], guards.copy
+
+    def counting(tree):
+        there.append(sum(x.shape == (size,) for x in jax.live_arrays()))
+        return plain(tree)
+
+    monkeypatch.setattr(guards, "copy", counting)
+    carry = {"x": jnp.zeros((size,)), "key": jax.random.key(0)}
+    guard = guards.stop_on_nonfinite(None, None, carry, tmp_path)
+    for i in range(3):
+        carry = {**carry, "x": carry["x"] + 1.0}
+        assert not guard(i, carry, {"a/b": np.float32(1.0)})
+    assert there == [1] * 4
+    assert guards.kept(carry) == guards.kept(jax.eval_shape(lambda: carry)) == 4 * size + 8

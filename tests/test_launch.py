@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxrl_gen import deploy, evaluate, launch, loops, members, sweep
+from jaxrl_gen import deploy, evaluate, launch, loops, members, replay, sweep
 from jaxrl_gen.envs import probe, wrap
 from jaxrl_gen.types import Env
 from tests import toy_run
@@ -236,6 +236,21 @@ def test_a_loop_without_a_time_limit_or_without_steps_is_refused(tmp_path):
             dataclasses.replace(exp, chunks=None), env=env, loop=loop._replace(steps_per_chunk=0), cfg=exp.method
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_replay_is_told_with_its_size_and_refused_where_it_and_a_copy_do_not_fit(tmp_path, capsys, monkeypatch):
+    env = probe.continuous_action()
+    loop = loops.off_policy(
+        toy_run.make, wrap.fresh(env, 4), steps=2, updates=1, batch_size=4, capacity=400_000, warmup=8, iterations=2
+    )
+    exp = toy_run.Toy(runs=tmp_path, chunks=1, checkpoint_chunks=0)
+    size = replay.nbytes(env.spec, 100_000, 4)
+    monkeypatch.setattr("jaxrl_gen.loops.compiled.device_memory", lambda: 3 * size // 2)
+    with pytest.raises(ValueError, match=f"{size / 2**30:.3g} GB of replay and .* GB kept beside it among them"):
+        launch.launch(exp, env=env, loop=loop, cfg=exp.method)
+    assert f"\nreplay: {size / 2**30:.3g} GB of " in capsys.readouterr().out and not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    launch.launch(exp, env=env, loop=loop, cfg=exp.method)
 
 
 def test_total_steps_are_rounded_up_to_chunks_and_a_reached_return_stops(tmp_path):

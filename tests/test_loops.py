@@ -122,6 +122,18 @@ def test_a_plan_that_does_not_fit_is_refused():
         loops.compile_report(loop, cfg, jax.eval_shape(loop.init, cfg, jax.random.key(0)), memory_limit=1000)
 
 
+def test_a_plan_whose_arguments_do_not_fit_is_refused_before_it_is_compiled():
+    loop = loops.on_policy(ppo.make, counting(end=4), steps=4, iterations=1)
+    cfg = types.strong(CFG)
+    shapes = jax.eval_shape(loop.init, cfg, jax.random.key(0))
+    least = loops.nbytes((cfg, shapes))
+    assert least == sum(x.nbytes for x in jax.tree.leaves((cfg, loop.init(cfg, jax.random.key(0)))))
+    untraceable = loop._replace(chunk=None)
+    for limit in ({"memory_limit": least - 1}, {"memory_limit": 2 * least, "kept": least + 1}):
+        with pytest.raises(ValueError, match="the chunk needs"):
+            loops.compile_report(untraceable, cfg, shapes, **limit)
+
+
 @pytest.mark.parametrize("sizes", [{"steps": 0, "iterations": 1}, {"steps": 1, "iterations": 0}])
 def test_loops_of_nothing_are_refused(sizes):
     with pytest.raises(ValueError, match="allowed: 1 and more"):

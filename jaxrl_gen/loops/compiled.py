@@ -1,5 +1,6 @@
 """A chunk compiled once and told what it costs, and the host loop that runs chunks and calls callbacks."""
 
+import math
 import os
 import re
 import time
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxrl_gen.loops.loop import Loop
+from jaxrl_gen.replay import Replay
 from jaxrl_gen.types import PyTree, total_steps
 
 
@@ -25,7 +27,7 @@ class Compiled(NamedTuple):
     traces: int
     trace_seconds: float
     compile_seconds: float
-    peak_bytes: int  # forecast: arguments, outputs and temporaries alive at once
+    peak_bytes: int  # forecast: arguments, outputs and temporaries alive at once, and what is kept beside them
     flops: float  # of one chunk, as the compiler counts them; loops count once
     feed: Callable | None = None  # the Loop's
 
@@ -36,20 +38,27 @@ class Compiled(NamedTuple):
         )
 
 
-def compile_report(loop: Loop, cfg: PyTree, carry: PyTree, *, memory_limit: int | None = None) -> Compiled:
+def compile_report(
+    loop: Loop, cfg: PyTree, carry: PyTree, *, kept: int = 0, memory_limit: int | None = None
+) -> Compiled:
     """Trace and compile the chunk once, ahead of the run, and say what it costs.
 
     Args:
       loop: a Loop, or a population of one.
       cfg: the config, leaves as they will be passed to the chunk.
       carry: a Carry, or its shapes; sharded arrays compile to a sharded program.
+      kept: bytes of a device that are taken while the chunk runs, such as by a guard's copy of the carry; what a feed
+        reads ahead is counted without being told.
       memory_limit: bytes; default: what the first device, or this machine, has.
     Returns:
       Compiled; print it before the run.
     Raises:
-      ValueError: if a config float was used for Python branching, or the forecast exceeds the memory limit.
+      ValueError: if a config float was used for Python branching, or the forecast exceeds the memory limit: where the
+        arguments alone do, before anything is compiled.
     """
-    traces = 0
+    traces, limit = 0, device_memory() if memory_limit is None else memory_limit
+    kept += nbytes(loop.data) if loop.feed else 0
+    _refuse_above(limit, nbytes((cfg, carry, loop.data)) + kept, carry, kept)
 
     def counted(cfg, carry, *data):
         nonlocal traces
@@ -68,13 +77,8 @@ def compile_report(loop: Loop, cfg: PyTree, carry: PyTree, *, memory_limit: int 
     finished = time.perf_counter()
     memory = compiled.memory_analysis()
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    limit = memory_limit or device_memory()
-    if limit and peak > limit:
-        raise ValueError(
-            f"the chunk needs {peak / 2**30:.1f} GB and the device has {limit / 2**30:.1f} GB: "
-            "fewer lanes, members, steps per rollout or rows of replay"
-        )
+    peak += memory.output_size_in_bytes - memory.alias_size_in_bytes + kept
+    _refuse_above(limit, peak, carry, kept)
     flops = float((compiled.cost_analysis() or {}).get("flops", np.nan))
     fixed = loop.data and loop.feed is None
     chunk = (lambda cfg, carry: compiled(cfg, carry, *loop.data)) if fixed else compiled
@@ -106,6 +110,30 @@ def device_memory() -> int:
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+
+
+def nbytes(tree: PyTree) -> int:
+    """Bytes of arrays, or of their shapes, on one device."""
+    found = [x if hasattr(x, "dtype") else np.asarray(x) for x in jax.tree.leaves(tree)]
+    own = lambda x: x.sharding.shard_shape(x.shape) if getattr(x, "sharding", None) else x.shape
+    return sum(math.prod(own(x)) * x.dtype.itemsize for x in found)
+
+
+def replay_bytes(carry: PyTree) -> int:
+    """Bytes on one device of all rings of past rows that a carry has, wherever in it."""
+    is_ring = lambda x: isinstance(x, Replay)
+    return nbytes([x for x in jax.tree.leaves(carry, is_leaf=is_ring) if is_ring(x)])
+
+
+def _refuse_above(limit: int, needed: int, carry: PyTree, kept: int) -> None:
+    if limit and needed > limit:
+        size = lambda count: f"{count / 2**30:.3g} GB"
+        parts = {"of replay": replay_bytes(carry), "kept beside it": kept}
+        told = " and ".join(f"{size(count)} {what}" for what, count in parts.items() if count)
+        raise ValueError(
+            f"the chunk needs {size(needed)}{f', {told} among them,' if told else ''} and the device has {size(limit)}: "
+            "fewer lanes, members, steps per rollout or rows of replay"
+        )
 
 
 def _carry_shardings(carry):
