@@ -144,16 +144,23 @@ def logged_rows(size=1, horizon=1):
     return Transition(obs, number[..., None], number, obs, no, no, ~no)
 
 
-def test_marks_of_logged_data_are_kept_and_rows_lived_online_have_none():
-    """Numbers that were not recorded online are left out: nothing stands for them."""
+def test_extras_of_logged_data_are_kept_and_rows_lived_online_are_told_from_them():
+    """Nothing stands for a number that was not recorded: there it is zero, and a mark says where."""
     marks = {"demonstration": jnp.arange(4)[None] != 2, "places": jnp.ones((1, 4, 3), bool)}
-    number = jnp.ones((1, 4))
-    loop = with_logged(logged_rows()._replace(extras=marks | {"return_to_go": number, "nested": {"number": number}}))
+    numbers = {"return_to_go": -jnp.ones((1, 4)), "nested": {"next_action": jnp.full((1, 4, 2), 7, jnp.int32)}}
+    loop = with_logged(logged_rows()._replace(extras=marks | numbers))
     _, _, batch = jax.jit(loop.iteration)(0.0, loop.init(0.0, jax.random.key(0)), 0, *loop.data)
-    assert set(batch.extras) == set(marks)
+    assert set(batch.extras) == {*marks, *numbers, "logged"}
+    logged = batch.reward[0] == 7
+    np.testing.assert_array_equal(batch.extras["logged"], [[False] * 3 + [True] * 4])
+    np.testing.assert_array_equal(batch.extras["logged"][0], logged)
     np.testing.assert_array_equal(batch.extras["demonstration"], [[False] * 3 + [True, True, False, True]])
     assert batch.extras["places"].shape == (1, 7, 3)
-    np.testing.assert_array_equal(batch.extras["places"][0].any(-1), batch.reward[0] == 7)
+    np.testing.assert_array_equal(batch.extras["places"][0].any(-1), logged)
+    np.testing.assert_array_equal(batch.extras["return_to_go"][0], np.where(logged, -1.0, 0.0))
+    nested = batch.extras["nested"]["next_action"]
+    assert nested.dtype == jnp.int32 and nested.shape == (1, 7, 2)
+    np.testing.assert_array_equal(nested[0, :, 1], np.where(logged, 7, 0))
 
 
 @pytest.mark.parametrize("changes", [{"size": 2}, {"horizon": 2}], ids=["spec", "horizon"])
@@ -168,8 +175,21 @@ def test_a_replay_larger_than_memory_is_refused_before_it_is_made():
     loop = off_policy(capacity=10**6)
     shapes = jax.eval_shape(loop.init, 0.0, jax.random.key(0))
     ring = replay.nbytes(loop.env.spec, 10**6 // 4, 4)
-    with pytest.raises(ValueError, match=r"the chunk needs .* GB and the device has .* GB"):
+    with pytest.raises(ValueError, match=r"the chunk needs .* GB of replay among them, and the device has .* GB"):
         loops.compile_report(loop, 0.0, shapes, memory_limit=ring)
+
+
+def test_a_replay_that_fits_without_the_guards_copy_alone_is_refused_by_its_size():
+    loop = off_policy(capacity=10**6)
+    shapes = jax.eval_shape(loop.init, 0.0, jax.random.key(0))
+    ring = replay.nbytes(loop.env.spec, 10**6 // 4, 4)
+    assert loops.replay_bytes(shapes) == loops.replay_bytes({"somewhere": (shapes,)}) == ring
+    copied, limit = loops.nbytes(shapes), 3 * ring // 2
+    assert loops.compile_report(loop, 0.0, shapes, memory_limit=limit).peak_bytes < limit
+    size = lambda count: f"{count / 2**30:.3g} GB"
+    said = f"{size(ring)} of replay and {size(copied)} kept beside it among them, and the device has {size(limit)}: fewer"
+    with pytest.raises(ValueError, match=said):
+        loops.compile_report(loop, 0.0, shapes, memory_limit=limit, kept=copied)
 
 
 def types_of(tree):

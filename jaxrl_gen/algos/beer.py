@@ -23,13 +23,14 @@ class Config(td3.Config):
     critic_updates: int = static(1, low=1)
 
 
-def make(cfg: Config, spec: Spec, **parts) -> Algorithm:
+def make(cfg: Config, spec: Spec, *, critic_term: critics.Term = critics.no_term, **parts) -> Algorithm:
     """BEER as three pure functions; call it inside jit, so that `cfg` is traced.
 
     Args:
       cfg: Config.
       spec: of one lane, with continuous actions.
-      parts: of `td3.make`, without `critic`, `critic_term` and `readout`.
+      critic_term: as of `td3.make`, added to BEER's own.
+      parts: others of `td3.make`, without `critic` and `readout`.
     Returns:
       Algorithm whose batch is a Transition of windows, leaves `[H, B, ...]`.
     """
@@ -59,4 +60,5 @@ def make(cfg: Config, spec: Spec, **parts) -> Algorithm:
         )
         return cfg.bound * jnp.where(goes_on, excess, 0.0), metrics
 
-    return td3.make(cfg, spec, **({"critic": nets.Net(init, apply), "critic_term": bounded} | parts))
+    term = critics.together(bounded, critic_term)
+    return td3.make(cfg, spec, critic=nets.Net(init, apply), critic_term=term, **parts)

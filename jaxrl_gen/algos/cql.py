@@ -1,7 +1,8 @@
 """Conservative Q-learning: SAC whose critics push down the actions that the data did not do; or calibrated, Cal-QL.
 
-Calibrated, what the policy does is pushed down no further than to the return that followed in the data, so
-that values have the right size when learning goes on online.
+Calibrated, what the policy does is pushed down no further than to the return that followed in the data, so that values
+have the right size when learning goes on online; where the return that followed is not known, as in rows lived online,
+it is pushed down as it is without.
 
 Reference: Kumar et al. 2020, arXiv 2006.04779; Nakamoto et al. 2023, arXiv 2303.05479. Releases differ in where the
 actions proposed at the next observation are judged: here at that observation's predecessor, as in the paper's own.
@@ -35,7 +36,8 @@ def pessimistic(cfg: Config) -> critics.Term:
     Args:
       cfg: Config.
     Returns:
-      Term; where it is calibrated it reads `extras["return_to_go"]`.
+      Term; where it is calibrated it reads `extras["return_to_go"]`, and where there is an `extras["logged"]`, as online,
+      only of rows that are.
     """
 
     def term(judged, key):
@@ -52,7 +54,9 @@ def pessimistic(cfg: Config) -> critics.Term:
         if cfg.calibrated:
             if "return_to_go" not in steps.extras:
                 raise ValueError("Cal-QL's batch has no extras['return_to_go']: see data.trajectory.with_returns_to_go")
-            of_policy = [regularised.calibrated(values, steps.extras["return_to_go"]) for values in of_policy]
+            floor = steps.extras["return_to_go"]
+            floor = jnp.where(steps.extras.get("logged", True), floor, -jnp.inf)  # of what was lived none is known
+            of_policy = [regularised.calibrated(values, floor) for values in of_policy]
         sampled = jnp.concatenate([jnp.moveaxis(of_uniform, 1, -1), *of_policy], -1)
         log_density = jnp.concatenate([density, *(log_prob for _, log_prob in proposed)]).T
         loss, metrics = regularised.conservative(of_data, sampled, log_density, temperature=cfg.softness)
@@ -61,16 +65,17 @@ def pessimistic(cfg: Config) -> critics.Term:
     return term
 
 
-def make(cfg: Config, spec: Spec, **parts) -> Algorithm:
+def make(cfg: Config, spec: Spec, *, critic_term: critics.Term = critics.no_term, **parts) -> Algorithm:
     """CQL as three pure functions; call it inside jit, so that `cfg` is traced.
 
     Args:
       cfg: Config.
       spec: of one lane, with continuous actions.
-      parts: of `sac.make`.
+      critic_term: as of `sac.make`, added to CQL's own.
+      parts: others of `sac.make`.
     Returns:
       Algorithm whose batch is a Transition of windows, leaves `[H, B, ...]`.
     Raises:
       ValueError: where it is calibrated, if a batch has no returns to go.
     """
-    return sac.make(cfg, spec, **({"critic_term": pessimistic(cfg)} | parts))
+    return sac.make(cfg, spec, critic_term=critics.together(pessimistic(cfg), critic_term), **parts)

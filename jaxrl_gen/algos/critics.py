@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from jaxrl_gen import nets
 from jaxrl_gen.algos import descent
-from jaxrl_gen.losses import td, value
-from jaxrl_gen.types import PyTree, Spec
+from jaxrl_gen.losses import scale, td, value
+from jaxrl_gen.types import Algorithm, PyTree, Spec
 
 
 class Judged(NamedTuple):
@@ -35,6 +35,23 @@ Term = Callable[[Judged, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 def no_term(judged: Judged, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Nothing beside the temporal difference."""
     return jnp.zeros_like(judged.steps.reward), {}
+
+
+def together(*terms: Term) -> Term:
+    """The sum of several terms, each with a key of its own; those that are `no_term` do not count.
+
+    Args:
+      terms: with metrics of different names.
+    """
+    terms = [term for term in terms if term is not no_term] or [no_term]
+    if len(terms) == 1:
+        return terms[0]
+
+    def term(judged, key):
+        told = [term(judged, key) for term, key in zip(terms, jax.random.split(key, len(terms)))]
+        return sum(loss for loss, _ in told), {name: x for _, metrics in told for name, x in metrics.items()}
+
+    return term
 
 
 def judged(spec: Spec) -> tuple[PyTree, jax.ShapeDtypeStruct]:
@@ -93,3 +110,46 @@ def learning(critic: nets.Net, readout: value.Readout, target_value: Callable, t
         return descent.valid_mean(error + more, steps.valid), metrics
 
     return loss
+
+
+class Rescaled(NamedTuple):
+    """The State of an algorithm, and the units that its critics learn in."""
+
+    state: PyTree
+    scale: scale.Scale
+
+
+def rescaled(make: Callable, *, rate: float = 1e-3) -> Callable:
+    """`make` of an algorithm whose critics learn in units of their targets' spread, whatever the size of rewards.
+
+    After each update the units follow its targets, and the last layers of the critics, slow ones too, move against them
+    so that all values stay as they are (PopArt). The first batch gives the units alone: in those of nothing known its
+    gradient could be so large that Adam would not forget it for a thousand updates.
+
+    Args:
+      make: `(cfg, spec, *, readout) -> Algorithm` with perceptrons for critics, in `params["critic"]` and in `target` or
+        `target["critic"]`: `sac.make`, `td3.make` and what is made of them.
+      rate: of the units, see `scale.follow`.
+    Returns:
+      `(cfg, spec) -> Algorithm` on a State `Rescaled`.
+    Reference: van Hasselt et al. 2016, arXiv 1602.07714. Different from the paper: a batch counts for the units of the
+      next one, not for its own.
+    """
+
+    def of_one(cfg, spec: Spec) -> Algorithm:
+        within = lambda units: make(cfg, spec, readout=scale.regression(units))
+        plain = within(scale.unit())
+
+        def update(state, batch, key):
+            after, metrics = within(state.scale).update(state.state, batch, key)
+            units = scale.follow(state.scale, metrics["critic/target"], metrics["critic/target_std"], rate=rate)
+            keep = lambda tree: tree | {"critic": scale.preserved(tree["critic"], state.scale, units)}
+            slow = keep(after.target) if "critic" in after.target else keep({"critic": after.target})["critic"]
+            moved, first = after._replace(params=keep(after.params), target=slow), state.scale.count == 0
+            learned = jax.tree.map(lambda new, old: jnp.where(first, old, new), moved, state.state)
+            return Rescaled(learned, units), metrics | {"critic/unit": units.std}
+
+        act = lambda state, obs, key: plain.act(state.state, obs, key)
+        return Algorithm(lambda key: Rescaled(plain.init(key), scale.unit()), update, act, plain.memory)
+
+    return of_one

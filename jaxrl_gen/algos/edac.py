@@ -38,14 +38,15 @@ def diverse(weight: jax.Array) -> critics.Term:
     return term
 
 
-def make(cfg: Config, spec: Spec, **parts) -> Algorithm:
+def make(cfg: Config, spec: Spec, *, critic_term: critics.Term = critics.no_term, **parts) -> Algorithm:
     """EDAC as three pure functions; call it inside jit, so that `cfg` is traced.
 
     Args:
       cfg: Config.
       spec: of one lane, with continuous actions.
-      parts: of `sac.make`.
+      critic_term: as of `sac.make`, added to EDAC's own.
+      parts: others of `sac.make`.
     Returns:
       Algorithm whose batch is a Transition of windows, leaves `[H, B, ...]`.
     """
-    return sac.make(cfg, spec, **({"critic_term": diverse(cfg.diversity)} | parts))
+    return sac.make(cfg, spec, critic_term=critics.together(diverse(cfg.diversity), critic_term), **parts)

@@ -41,7 +41,7 @@ def robust(policy: Callable, cfg: Config) -> Callable:
     """A policy whose critics also learn to stay where they are when an adversary pushes the observation.
 
     Args:
-      policy: `(cfg, spec, *, critic_term) -> Algorithm`.
+      policy: `(cfg, spec, *, critic_term) -> Algorithm`; one that has a term of its own, such as EDAC, adds this to it.
       cfg: of which `epsilon` and `coefficient` are read.
     Returns:
       `(cfg, spec) -> Algorithm`.

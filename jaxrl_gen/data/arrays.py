@@ -63,6 +63,7 @@ def read_d4rl(
     action = found["actions"] if spec.discrete else checks.scaled(found["actions"], limits)
     if any(name.startswith("next_observations") for name in found):
         following = _read_tree(found, "next_observations", spec.obs, path)
+        checks.fit(following, found["actions"], spec, where=str(path), fields=FIELDS | {"obs": "next_observations"})
         rows = Transition(obs, action, found["rewards"], following, terminated, truncated, np.ones(count, bool))
     else:
         rows = _without_following(Transition(obs, action, found["rewards"], None, terminated, truncated, None), path)

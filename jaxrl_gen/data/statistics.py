@@ -121,7 +121,7 @@ def scaled(make: Callable, statistics: Statistics) -> Callable:
     and never change. The algorithm within needs no normaliser of its own.
 
     Args:
-      make: `(cfg, spec) -> Algorithm` with continuous actions, whose batch has `obs` and `action`.
+      make: `(cfg, spec) -> Algorithm` with continuous actions, whose batch is such that `in_units` takes it.
       statistics: of the data, `of(data)`.
     Returns:
       `(cfg, spec) -> Algorithm` on a State `Scaled`.
@@ -135,13 +135,7 @@ def scaled(make: Callable, statistics: Statistics) -> Callable:
         algo = make(cfg, spec)
 
         def update(state, batch, key):
-            obs, action = state.statistics
-            fields = {name: standardized(obs, getattr(batch, name)) for name in batch._fields if name.endswith("obs")}
-            fields["action"] = to_unit(action, batch.action)
-            extras = getattr(batch, "extras", {})
-            if "next_action" in extras:
-                fields["extras"] = extras | {"next_action": to_unit(action, extras["next_action"])}
-            learned, metrics = algo.update(state.state, batch._replace(**fields), key)
+            learned, metrics = algo.update(state.state, in_units(state.statistics, batch), key)
             return Scaled(learned, state.statistics), metrics
 
         def act(state, obs, key):
@@ -153,6 +147,31 @@ def scaled(make: Callable, statistics: Statistics) -> Callable:
         return Algorithm(lambda key: Scaled(algo.init(key), statistics), update, act, algo.memory)
 
     return of_one
+
+
+def in_units(statistics: Statistics, batch: PyTree) -> PyTree:
+    """A batch with observations standardized, and actions in units of the range, in whatever it is made of.
+
+    Args:
+      statistics: of the data.
+      batch: NamedTuple whose fields are observations (`obs`, `next_obs`), actions (`action`, and `next_action` among
+        the `extras`), such batches again, or anything else, which stays as it is.
+    Raises:
+      ValueError: if there are no observations and actions to be found in it.
+    """
+    fields = {}
+    for name, x in getattr(batch, "_asdict", dict)().items():
+        if name.endswith("obs"):
+            fields[name] = standardized(statistics.obs, x)
+        elif name == "action":
+            fields[name] = to_unit(statistics.action, x)
+        elif name == "extras" and "next_action" in x:
+            fields[name] = x | {"next_action": to_unit(statistics.action, x["next_action"])}
+        elif hasattr(x, "_fields"):
+            fields[name] = in_units(statistics, x)
+    if not fields:
+        raise ValueError(f"a batch to scale is a {type(batch).__name__}; expected fields such as obs and action")
+    return batch._replace(**fields)
 
 
 def _half(low, high):

@@ -17,7 +17,7 @@ class Loop(NamedTuple):
     (Carry, metrics, batch)`, the i-th piece of a chunk with what it learned from, for replaying a failure. `make` and
     `env` are what it was built of. `data` is what it learns from besides: given to every call as it is, held once for
     all members, and never part of a checkpoint. With a `feed`, `feed(i)` on the host is the data of the i-th chunk,
-    of the same shapes for every i, and `data` is `feed(0)`.
+    of the same shapes for every i, and `data` is those shapes.
     """
 
     init: Callable

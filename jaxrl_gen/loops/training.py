@@ -136,9 +136,7 @@ def off_policy(
         return carry, metrics, last_batch()
 
     def chunk(cfg, carry, *data):
-        carry, metrics = jax.lax.scan(
-            lambda carry, i: advance(cfg, carry, i, data)[:2], carry, jnp.arange(iterations)
-        )
+        carry, metrics = jax.lax.scan(lambda carry, i: advance(cfg, carry, i, data)[:2], carry, jnp.arange(iterations))
         return carry, reduce_metrics(metrics)
 
     return Loop(init, chunk, iteration, make, env, block * iterations, data)
@@ -149,8 +147,8 @@ def offline_to_online(make: Callable, env: Env, logged: Callable, data: tuple, *
 
     Args:
       make, env: as of `off_policy`.
-      logged: `(*data, key) -> Transition [H, B', ...]`; with B' = B, half of each batch is logged data. Of its extras
-        the marks (bool) are kept, such as "demonstration", and False in rows lived online; the others are left out.
+      logged: `(*data, key) -> Transition [H, B', ...]`; with B' = B, half of each batch is logged data. Its extras are
+        zero, and marks such as "demonstration" False, in rows lived online; `extras["logged"]` says which rows are not.
       data: what it draws from.
       arguments: as of `off_policy`.
     Returns:
@@ -182,7 +180,7 @@ def offline(
     _at_least_one(updates=updates)
     if bool(data) == (feed is not None):
         raise ValueError(f"there are {'both data and a feed' if data else 'neither data nor a feed'}; allowed: one")
-    data = data or tuple(feed(0))
+    data = data or jax.eval_shape(lambda *shown: shown, *feed(0))  # the block itself is let go
 
     def init(cfg, key):
         key, key_state = jax.random.split(key)
@@ -218,20 +216,32 @@ def _at_random_until(warm: jax.Array, algo: Algorithm, spec: Spec) -> Algorithm:
 
 
 def _of_spec(batch: PyTree, spec: Spec) -> PyTree:
-    """The batch, unless it is windows of another Spec; batches of other kinds are the algorithm's business."""
-    if not isinstance(batch, Transition) or batch.obs is None:
+    """The batch, unless it has windows of another Spec in it; batches of other kinds are the algorithm's business.
+
+    Windows, such as a Transition, have an observation and an action for each place in `valid`.
+    """
+    fields = getattr(batch, "_asdict", dict)()
+    for part in fields.values():
+        _of_spec(part, spec)
+    if not {"obs", "action", "valid"} <= set(fields) or batch.obs is None or batch.valid is None:
         return batch
-    found = jax.tree.map(lambda x: x.shape[2:], (batch.obs, batch.action))
-    expected = (jax.tree.map(lambda x: x.shape, spec.obs), () if spec.discrete else (spec.action_size,))
-    if found != expected:
-        raise ValueError(f"the data have observations and actions of {found}; expected {expected}, as in the Spec")
+    of_each = lambda x: x.shape[batch.valid.ndim :]
+    found = {"obs": jax.tree.map(of_each, batch.obs), "action": of_each(batch.action)}
+    sizes = () if spec.discrete else (spec.action_size,)
+    expected = {"obs": jax.tree.map(lambda x: x.shape, spec.obs), "action": sizes}
+    for name in found:
+        if found[name] != expected[name]:
+            raise ValueError(
+                f"the data have {name} of shape {found[name]} in their {type(batch).__name__}; expected "
+                f"{expected[name]}, as in the Spec"
+            )
     return batch
 
 
 def _joined(lived: Transition, logged: Transition) -> Transition:
-    """Windows from the replay and logged ones as one batch; of the extras the logged marks, False where it was lived.
+    """Windows from the replay and logged ones as one batch, `extras["logged"]` telling one from the other.
 
-    Extras that are no marks (bool) are left out: nothing stands for a number that was not recorded.
+    Nothing stands for a number that was not recorded: where it was lived, the extras are zero.
 
     Raises:
       ValueError: if they are windows of another length, or of another Spec.
@@ -242,10 +252,10 @@ def _joined(lived: Transition, logged: Transition) -> Transition:
             f"logged windows have observations and actions [H, ...] of {shapes(logged)}; expected {shapes(lived)}, as "
             "those from the environment"
         )
-    marks = {name: x for name, x in logged.extras.items() if getattr(x, "dtype", None) == bool}
-    unmarked = {name: jnp.zeros(lived.reward.shape + x.shape[2:], bool) for name, x in marks.items()}
+    told = logged.extras | {"logged": jnp.ones(logged.reward.shape, bool)}
+    untold = jax.tree.map(lambda x: jnp.zeros(lived.reward.shape + x.shape[2:], x.dtype), told)
     both = lambda x, y: jnp.concatenate([x, y.astype(x.dtype)], axis=1)
-    return jax.tree.map(both, lived._replace(extras=unmarked), logged._replace(extras=marks))
+    return jax.tree.map(both, lived._replace(extras=untold), logged._replace(extras=told))
 
 
 def _lanes(env: Env) -> int:

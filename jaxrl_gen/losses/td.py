@@ -79,6 +79,34 @@ def n_step(window: Transition, *, gamma: jax.Array) -> Steps:
         jax.tree.map(at_last, window.next_obs), gamma ** (last + 1) * (1.0 - at_last(window.terminated)), valid,
         jax.tree.map(first, window.extras), jax.tree.map(at_last, window.extras),
     )  # fmt: skip
+    return _zero_where_invalid(steps)
+
+
+def chunk_step(window: Transition, *, gamma: jax.Array) -> Steps:
+    """A window as the one step of a critic that judges chunks: `n_step`, whose action is all H of them, [B, H A].
+
+    Its target, sum_{k < H} gamma^k r_k + gamma^H (1 - terminated_{H-1}) V(s_H, chunk'), is of what a policy of chunks
+    does: it does not look in between. A window in which the episode ends before the last row holds no whole chunk of it
+    and is invalid.
+
+    Args:
+      window: Transition, leaves [H, B, ...], consecutive rows.
+      gamma: discount per row, scalar.
+    Returns:
+      Steps, leaves [B, ...].
+    Raises:
+      AssertionError: as of `n_step`.
+    Reference: Li et al. 2025, arXiv 2507.07969 (Q-chunking)
+    """
+    steps = n_step(window, gamma=gamma)
+    whole = ~jnp.any(ends(window)[:-1], axis=0)
+    action = jnp.moveaxis(window.action, 0, 1)
+    return _zero_where_invalid(steps._replace(action=action.reshape(len(action), -1), valid=steps.valid & whole))
+
+
+def _zero_where_invalid(steps: Steps) -> Steps:
+    """So that no number that is not finite reaches a gradient."""
+    valid = steps.valid
     zeroed = lambda x: jnp.where(valid.reshape(valid.shape + (1,) * (x.ndim - 1)), x, jnp.zeros_like(x))
     return jax.tree.map(zeroed, steps)
 

@@ -252,6 +252,14 @@ def test_an_adversary_in_the_loss_makes_values_flatter():
     assert float(of_robust["critic/moved"]) < 0.5 * float(of_plain["critic/moved"])
 
 
+def test_a_policy_with_a_term_of_its_own_keeps_it_beside_the_adversary():
+    policy = edac.Config(**vars(SMALL) | dict(members=3))
+    cfg = dataclasses.replace(LIPSCHITZ, learning=dataclasses.replace(CFG, policy=policy))
+    algo = ROBUST(cfg, SPEC, policy=edac.make)
+    _, metrics = jax.jit(algo.update)(algo.init(jax.random.key(0)), batch_of(), jax.random.key(1))
+    assert {"critic/alike", "critic/moved"} <= set(metrics)
+
+
 def test_layers_of_the_critics_stay_under_the_limit():
     state, metrics = flat_values(SPECTRAL, LIPSCHITZ)
     critic, free = state.policy.policy.params["critic"], sac.make(LIPSCHITZ.learning.policy, SPEC)

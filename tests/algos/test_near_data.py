@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from jaxrl_gen import types
+from jaxrl_gen import loops, types
 from jaxrl_gen.algos import a2pr, beer, cql, edac, prdc, rebrac, sac, td3_bc
-from jaxrl_gen.envs import probe
+from jaxrl_gen.data import sampling, trajectory
+from jaxrl_gen.envs import probe, wrap
 from jaxrl_gen.losses import critic, value
 from jaxrl_gen.types import Env, Spec
 from tests.algos import test_td3 as plain
@@ -158,6 +159,52 @@ def test_cal_ql_reads_returns_and_pushes_no_further():
     assert not same(high.params["critic"], low.params["critic"])
 
 
+def test_cal_ql_has_no_floor_where_rows_were_lived():
+    """Whatever stands there for a return changes nothing, and where all was lived it is CQL; all stays finite."""
+    cfg, batch, key = cql.Config(**SMALL, calibrated=True, samples=4), batch_of(invalid=False), jax.random.key(0)
+    algo = cql.make(cfg, SPEC)
+    state, update = started(algo), jax.jit(algo.update)
+    logged = np.arange(BATCH)[None] % 2 == 0
+
+    def after(lived, logged=logged):
+        told = np.where(logged, 1.0, lived).astype(np.float32)
+        state_after, metrics = update(state, with_extras(batch, return_to_go=told, logged=logged), key)
+        assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((state_after, metrics)))
+        return state_after.params
+
+    assert same(after(-1e6), after(1e6))
+    assert not same(after(0.0), after(0.0, logged=~logged))
+    uncalibrated = cql.make(dataclasses.replace(cfg, calibrated=False), SPEC)
+    plain, _ = jax.jit(uncalibrated.update)(state, batch, key)
+    close(after(5.0, logged=logged & False), plain.params, 1e-6)
+
+
+ONLINE = {
+    "cal_ql": (cql.make, cql.Config(**SMALL, calibrated=True, samples=2), {}),
+    "rebrac": (rebrac.make, rebrac.Config(**SMALL), {"next_actions": True}),
+}
+
+
+@pytest.mark.parametrize("method", ONLINE)
+def test_what_was_learned_from_data_goes_on_online(method):
+    """With the same update, on the same data and on rows of which no return and no next action is known."""
+    make, cfg, drawing = ONLINE[method]
+    env, sample, cfg = probe.continuous_action(), sampling.transitions(16, **drawing), types.strong(cfg)
+    data = trajectory.with_returns_to_go(trajectory.from_rows(windows.rows_of(env, 128)), 0.9)
+    offline = loops.offline(make, env, sample, (data,), updates=20)
+    learned, _ = jax.jit(offline.chunk)(cfg, jax.jit(offline.init)(cfg, jax.random.key(8)), data)
+    online = loops.offline_to_online(
+        make, wrap.fresh(env, 4), sample, (data,), steps=2, updates=2, batch_size=16, capacity=200, warmup=8,
+        iterations=10,
+    )  # fmt: skip
+    carry = jax.jit(online.init)(cfg, jax.random.key(9))._replace(state=learned.state)
+    after, metrics = jax.jit(online.chunk)(cfg, carry, data)
+    assert float(metrics["guard/skipped_updates"]) == 0.0
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(after.state))
+    assert not same(after.state.params["critic"], carry.state.params["critic"])
+    assert all(np.isfinite(x) for name, x in metrics.items() if not name.startswith("episode/"))
+
+
 def test_edac_keeps_critics_different():
     """With the term, the slopes of ten critics that learn the same thing point less the same way."""
     rows = jax.tree.map(lambda x: jnp.asarray(x).reshape(-1, *x.shape[2:]), batch_of(20, invalid=False))
@@ -225,13 +272,14 @@ def test_beers_term_is_what_sets_it_apart():
 
 
 def test_beers_term_makes_features_less_alike():
-    env = probe.truncating(steps=5)
-    rows = windows.rows_of(env, 256)
-    cosines = {}
+    """Of steps that lead close by, whose rewards differ."""
+    rows = jax.tree.map(lambda x: jnp.asarray(x).reshape(-1, *x.shape[2:]), batch_of(20, invalid=False))
+    rows = rows._replace(next_obs=rows.obs + 0.1 * rows.next_obs, terminated=jnp.zeros_like(rows.terminated))
+    cosine = {}
     for bound in (0.0, 10.0):
-        _, metrics = windows.learn_offline(beer.make, beer.Config(**SMALL, bound=bound), env, rows, 300)
-        cosines[bound] = metrics["critic/above_bound"]
-    assert np.mean(cosines[10.0]) <= np.mean(cosines[0.0])
+        cfg, env = beer.Config(**SMALL, bound=bound), Env(None, None, SPEC)
+        cosine[bound] = windows.learn_offline(beer.make, cfg, env, rows, 300)[1]["critic/cosine"]
+    assert np.all(cosine[10.0] < cosine[0.0] - 0.1)
 
 
 def test_effective_rank_of_a_critics_features_is_what_numpy_says():

@@ -139,6 +139,8 @@ BAD = [
         {"next_observations": np.zeros((6, 2))},
         r"maze.npz: next_observations has 6 rows; expected 7, as many as rewards",
     ),
+    ({"next_observations": np.zeros((7, 3))}, r"maze.npz: next_observations is float32 \[3\] in each row; expected float"),
+    ({"next_observations": np.zeros((7, 1))}, r"maze.npz: next_observations is float32 \[1\] in each row; expected float"),
     ({"next_observations": flat()["observations"]}, "next_obs of row 0 is not the observation of row 1; expected rows"),
 ]
 

@@ -1,10 +1,13 @@
 """The samplers against lists of episodes that remember everything."""
 
+import contextlib
+
 import jax
 import numpy as np
 import pytest
 
 from jaxrl_gen import loops
+from jaxrl_gen.algos import prdc
 from jaxrl_gen.data import sampling
 from jaxrl_gen.losses import td
 from jaxrl_gen.types import Algorithm, Env
@@ -85,20 +88,38 @@ def test_windows_are_padded_as_a_policy_meets_them(seen, acted):
             np.testing.assert_array_equal(window.action[b, h], lived[e]["action"][nearest])
 
 
-def test_a_loop_draws_from_it_in_its_compiled_program():
-    def counting(cfg, spec):
-        update = lambda state, batch, key: (state + 1, {"count/valid": batch.valid.mean(dtype="float32")})
-        return Algorithm(lambda key: np.zeros((), np.float32), update, lambda state, obs, key: (obs, {}))
+def counting(cfg, spec):
+    """An algorithm that counts, and looks at marks."""
 
-    learning = lambda spec: loops.offline(
-        counting, Env(None, None, spec), sampling.transitions(8, 2), (dataset(),), updates=5
-    )
-    loop = learning(SPEC)
+    def update(state, batch, key):
+        valid = getattr(batch, "rows", batch).valid
+        return state + 1, {"count/valid": valid.mean(dtype="float32")}
+
+    return Algorithm(lambda key: np.zeros((), np.float32), update, lambda state, obs, key: (obs, {}))
+
+
+def test_a_loop_draws_from_it_in_its_compiled_program():
+    loop = loops.offline(counting, Env(None, None, SPEC), sampling.transitions(8, 2), (dataset(),), updates=5)
     carry, metrics = jax.jit(loop.chunk)(0.0, loop.init(0.0, jax.random.key(0)), *loop.data)
     assert carry.state == 5 and 0 < metrics["count/valid"] <= 1
-    other = learning(SPEC._replace(action_size=3))
-    with pytest.raises(ValueError, match=r"actions of \(.*\(2,\)\); expected \(.*\(3,\)\), as in the Spec"):
-        jax.eval_shape(other.chunk, 0.0, carry, *other.data)
+
+
+def test_data_of_another_spec_are_refused_in_whatever_batch_they_are():
+    """As rows, as windows of sequences, and among others that are brought along."""
+    rows, chunks = sampling.transitions(8, 2), sampling.windows(8, 2, 3)
+    among = lambda data, key: prdc.Among(rows(data, key), data.obs, data.action)
+    joint = {"joint": jax.ShapeDtypeStruct((5,), np.float32), "camera": SPEC.obs["camera"]}
+    for sample, kind in ((rows, "Transition"), (chunks, "Windows"), (among, "Transition")):
+        for spec, said in (
+            (SPEC._replace(action_size=3), rf"the data have action of shape \(2,\) in their {kind}; expected \(3,\), as"),
+            (SPEC._replace(discrete=True), rf"the data have action of shape \(2,\) in their {kind}; expected \(\), as in"),
+            (SPEC._replace(obs=joint), rf"the data have obs of shape .*\(3,\).* in their {kind}; expected .*\(5,\)"),
+            (SPEC, None),
+        ):
+            loop = loops.offline(counting, Env(None, None, spec), sample, (dataset(),), updates=5)
+            carry = jax.eval_shape(loop.init, 0.0, jax.random.key(0))
+            with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext():
+                jax.eval_shape(loop.chunk, 0.0, carry, *loop.data)
 
 
 def test_refusals():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrl_gen import normalize
-from jaxrl_gen.algos import bc
+from jaxrl_gen.algos import bc, prdc
 from jaxrl_gen.data import sampling, statistics
 from jaxrl_gen.types import Algorithm, Recalled, Spec, Transition
 from tests.data.recorded import SPEC, dataset
@@ -138,3 +138,34 @@ def test_a_scaled_clone_is_the_same_whatever_the_units():
         acts.append((np.asarray(algo.act(state, x[0], None)[0]) - d) / c)
     np.testing.assert_allclose(*acts, atol=2e-3)
     assert np.ptp(acts[0]) > 0.02
+
+
+def test_what_is_brought_along_is_in_the_same_units():
+    """PRDC's rows are compared with rows of their own kind: as if the data had been in these units."""
+    rng = np.random.default_rng(0)
+    spec = Spec(jax.ShapeDtypeStruct((3,), jnp.float32), 2)
+    obs, action = rng.normal(500.0, [1.0, 30.0, 0.1], (1, 32, 3)), rng.uniform(0.1, 0.4, (1, 32, 2))
+    no = np.zeros((1, 32), bool)
+    rows = Transition(*(jnp.asarray(x, jnp.float32) for x in (obs, action, obs[..., 0], obs[:, ::-1])), no, no, ~no)
+    known = statistics.Statistics(statistics.moments(obs[0]), statistics.moments(action[0]))
+    batch = prdc.Among(rows, rows.obs[0], rows.action[0])
+    unit = prdc.Among(
+        rows._replace(
+            obs=statistics.standardized(known.obs, rows.obs), action=statistics.to_unit(known.action, rows.action),
+            next_obs=statistics.standardized(known.obs, rows.next_obs),
+        ),
+        statistics.standardized(known.obs, batch.obs), statistics.to_unit(known.action, batch.action),
+    )  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, statistics.in_units(known, batch), unit)
+    cfg = prdc.Config(actor_hidden=(8,), critic_hidden=(8,), normalize_obs=False, critic_updates=1)
+    within, scaled = prdc.make(cfg, spec), statistics.scaled(prdc.make, known)(cfg, spec)
+    first = scaled.init(jax.random.key(0))
+    one, _ = jax.jit(scaled.update)(first, batch, jax.random.key(1))
+    two, _ = jax.jit(within.update)(first.state, unit, jax.random.key(1))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), one.state.params, two.params)
+
+
+def test_a_batch_in_which_there_is_nothing_to_scale_is_refused():
+    known = statistics.Statistics(statistics.moments(np.ones((4, 3))), statistics.moments(np.ones((4, 2))))
+    with pytest.raises(ValueError, match="a batch to scale is a tuple; expected fields such as obs and action"):
+        statistics.in_units(known, (jnp.ones((4, 3)), jnp.ones((4, 2))))

@@ -104,6 +104,31 @@ def test_a_truncated_window_goes_on_and_a_terminated_one_does_not():
     np.testing.assert_allclose(targets, [10.0, 10.0, 1.0, 1.0], rtol=1e-6)
 
 
+@MODES
+@pytest.mark.parametrize("horizon", [1, 2, 5])
+def test_a_chunks_target_is_the_n_step_target_of_windows_that_stay_in_their_episode(mode, horizon):
+    """And the others are invalid, with nothing left in them; what is judged is the whole chunk of actions."""
+    window = windows(horizon, p_end=0.15)
+    next_value = np.random.default_rng(4).normal(size=64).astype(np.float32)
+    chunk, n_step = (mode(lambda w, of=of: of(w, gamma=GAMMA))(window) for of in (td.chunk_step, td.n_step))
+    target = np.asarray(td.bootstrapped(chunk, jnp.asarray(next_value)))
+    whole = np.zeros(64, bool)
+    for b in range(64):
+        ended = [bool(window.terminated[k, b] or window.truncated[k, b]) for k in range(horizon)]
+        whole[b] = all(window.valid[:, b]) and not any(ended[:-1])
+        if not whole[b]:
+            assert not any(np.any(np.asarray(x)[b]) for x in jax.tree.leaves(chunk))
+            continue
+        paid = sum(GAMMA**k * float(window.reward[k, b]) for k in range(horizon))
+        goes_on = GAMMA**horizon * (not window.terminated[-1, b])
+        np.testing.assert_allclose(target[b], paid + goes_on * float(next_value[b]), rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(chunk.action[b], np.concatenate([window.action[k, b] for k in range(horizon)]))
+        one, two = (jax.tree.leaves(steps._replace(action=())) for steps in (chunk, n_step))
+        assert all(np.array_equal(x[b], y[b]) for x, y in zip(one, two, strict=True))
+    np.testing.assert_array_equal(chunk.valid, whole)
+    assert 0 < whole.sum() < 64 and (horizon == 1 or np.any(n_step.valid & ~whole)), "late windows count there alone"
+
+
 def test_gradients_of_targets_are_stopped():
     steps = td.n_step(windows(2), gamma=GAMMA)
     slope = jax.grad(lambda v, r: jnp.sum(td.bootstrapped(steps._replace(reward=r), v)), (0, 1))
@@ -113,8 +138,9 @@ def test_gradients_of_targets_are_stopped():
 def test_refuses_a_broadcasting_head():
     window = windows(2, 5)
     for name in ("reward", "terminated", "truncated", "valid"):
-        with pytest.raises(AssertionError):
-            td.n_step(window._replace(**{name: getattr(window, name)[..., None]}), gamma=GAMMA)
+        for condense in (td.n_step, td.chunk_step):
+            with pytest.raises(AssertionError):
+                condense(window._replace(**{name: getattr(window, name)[..., None]}), gamma=GAMMA)
     for name in ("action", "obs"):
         with pytest.raises(AssertionError):
             td.n_step(window._replace(**{name: jax.tree.map(lambda x: x[:1], getattr(window, name))}), gamma=GAMMA)
