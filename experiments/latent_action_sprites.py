@@ -162,6 +162,14 @@ def policy(exp: Sprites, choices: int, cfg: bc.Config, spec) -> Algorithm:
     return bc.make(cfg, spec._replace(action_size=choices), actor=actor)
 
 
+def complaints(states: PyTree, say) -> list[str]:
+    """What is wrong with the seeds' codebooks, said and handed on: one that collapsed must not end the others' run."""
+    lines = latent_action.collapsed(states)
+    for line in lines:
+        say(line)
+    return lines
+
+
 def codebooks(exp: Sprites, say) -> list[dict]:
     """Probe accuracy for every codebook and number of distractors, beside an inverse model that has all the labels."""
     rows = []
@@ -193,7 +201,7 @@ def codebooks(exp: Sprites, say) -> list[dict]:
             rows.append({
                 "distractors": distractors, "model": codes, "accuracy": accuracy, "untrained": at_first,
                 "perplexity": metrics["codebook/perplexity"], "collapsed": metrics["codebook/collapsed"],
-                "error": metrics["forward/error"], "seconds": seconds,
+                "error": metrics["forward/error"], "complaints": complaints(states, say), "seconds": seconds,
             })  # fmt: skip
             in_use = float(np.mean(metrics["codebook/perplexity"]))
             say(f"{distractors} distractors, {codes} codes: {told(accuracy)}, untrained {told(at_first)}, "
@@ -231,6 +239,7 @@ def policies(exp: Sprites, say) -> list[dict]:
 
     cfg = dataclasses.replace(exp.algo, codes=codes)
     model, _, _ = learn(exp, latent_action.make, cfg, env, lambda film, key: pairs(film, exp.batch, key), (film,))
+    wrong = {"complaints": complaints(model, say)}  # a seed that learns from a dead codebook counts, and is named
     code = infer(latent_action.make(cfg, env.spec), model, both)
     on_codes = clone(codes, code, everything)
     rows = [row("cloning", count, success(clone(exp.actions, truth, everything)))]
@@ -239,7 +248,7 @@ def policies(exp: Sprites, say) -> list[dict]:
         mean = partial(latent_action.meanings, codes=codes, actions=exp.actions)
         meaning = jax.vmap(lambda code, order: mean(code[order[:labels]], film.action[order[:labels]],
                                                     jnp.ones((labels,), bool)))(code, orders)  # fmt: skip
-        rows.append(row("codes", labels, success(on_codes, meaning)))
+        rows.append(row("codes", labels, success(on_codes, meaning)) | wrong)
         inverse, _, _ = learn(
             exp, partial(inverse_model, exp), exp.cloning, of_pairs(env), of_rows, (both,), (truth, orders, known)
         )

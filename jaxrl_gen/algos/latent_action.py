@@ -230,19 +230,30 @@ def decoded(policy: Algorithm, meaning: jax.Array) -> Algorithm:
     return policy._replace(act=act)
 
 
-def refuse_collapsed(state: State, *, fewest: float = 1.5) -> None:
-    """Refuse a model, or a population of them, whose latents all chose the same code.
+def collapsed(state: State, *, fewest: float = 1.5) -> list[str]:
+    """A line for each model, of one or of a population, whose latents all chose the same code.
 
     Args:
       state: of one model, or leaves [M, ...].
       fewest: the least perplexity of the codes in use that is allowed.
-    Raises:
-      ValueError: naming the member, its perplexity and what was expected.
+    Returns:
+      Lines that name the member, its perplexity and what was expected; none where all is well.
     """
     share = jnp.atleast_2d(state.usage.share)
-    for member, in_use in enumerate(np.asarray(losses.perplexity(share))):
-        if in_use < fewest:
-            raise ValueError(
-                f"the codebook of member {member} has collapsed: of its {share.shape[-1]} codes {in_use:.2f} are in "
-                f"use (perplexity); expected: {fewest:g} and more; try a lower lr or a higher least_usage"
-            )
+    return [
+        f"the codebook of member {member} has collapsed: of its {share.shape[-1]} codes {in_use:.2f} are in use "
+        f"(perplexity); expected: {fewest:g} and more; try a lower lr or a higher least_usage"
+        for member, in_use in enumerate(np.asarray(losses.perplexity(share))) if not in_use >= fewest
+    ]  # fmt: skip
+
+
+def refuse_collapsed(state: State, *, fewest: float = 1.5) -> None:
+    """Refuse a model, or a population of them, any of whose codebooks has collapsed.
+
+    Args:
+      state, fewest: as of `collapsed`.
+    Raises:
+      ValueError: with the lines of `collapsed`.
+    """
+    if lines := collapsed(state, fewest=fewest):
+        raise ValueError("; ".join(lines))

@@ -145,9 +145,28 @@ def test_the_forward_model_teaches_the_embedding_only_through_the_code():
     assert moved["open"]["embed"] > 0.0 and moved["open"]["inverse"] > 0.0
 
 
-def vectors(count=32):
-    obs = jax.random.normal(jax.random.key(5), (count, 3))
-    return latent_action.Pair(obs, obs + jnp.sign(obs[:, :1]), jnp.ones((count,), bool))
+def vectors(key, count=32):
+    """Pairs that differ by a sign of which the first one tells nothing: blind to the code, one errs by 1 or more."""
+    key_obs, key_sign = jax.random.split(key)
+    obs, sign = jax.random.normal(key_obs, (count, 3)), jax.random.rademacher(key_sign, (count, 1), jnp.float32)
+    return latent_action.Pair(obs, obs + sign, jnp.ones((count,), bool))
+
+
+@functools.cache
+def stream():
+    """Batches of such pairs, leaves [200, ...], and a key for each."""
+    keys = jax.random.split(jax.random.key(3), (200, 2))
+    return jax.jit(jax.vmap(vectors))(keys[:, 0]), keys[:, 1]
+
+
+def watch_vectors(algo):
+    """The State after one update from each batch, and the forward model's error on each before it was learned from."""
+
+    def update(state, seen):
+        state, metrics = algo.update(state, *seen)
+        return state, metrics["forward/error"]
+
+    return jax.jit(lambda key, seen: jax.lax.scan(update, algo.init(key), seen))(jax.random.key(0), stream())
 
 
 VARIANTS = {
@@ -163,12 +182,9 @@ VARIANTS = {
 def test_every_quantiser_learns_to_predict_and_names_codes(parts, tokens):
     cfg = latent_action.Config(lr=1e-2, codes=6, width=3, tokens=tokens, hidden=16)
     algo = latent_action.make(cfg, VECTOR, parts=latent_action.on_vectors, **parts)
-    state, batch, update = algo.init(jax.random.key(0)), vectors(), jax.jit(algo.update)
-    errors = []
-    for i in range(60):
-        state, metrics = update(state, batch, jax.random.key(i))
-        errors.append(float(metrics["forward/error"]))
-    assert errors[-1] < 0.5 * errors[0]
+    state, errors = watch_vectors(algo)
+    assert float(jnp.mean(errors[-20:])) < 0.2  # without the code: 1, as the next test shows
+    batch = vectors(jax.random.key(1))
     index, extras = algo.act(state, (batch.obs, batch.next_obs), None)
     assert index.shape == ((32,) if tokens == 1 else (32, 2)) and index.dtype == jnp.int32
     assert extras["latent"].shape == extras["code"].shape == (32, tokens, 3)
@@ -177,9 +193,18 @@ def test_every_quantiser_learns_to_predict_and_names_codes(parts, tokens):
     assert state.usage.share.shape == (size,) and float(jnp.sum(state.usage.share)) == pytest.approx(1.0, rel=1e-4)
 
 
+def test_blind_to_the_code_it_errs_by_all_that_the_first_frame_does_not_tell():
+    """What the errors above are far below: the rest is learned, the variance of the sign is left."""
+    cfg = latent_action.Config(lr=1e-2, codes=6, width=3, hidden=16)
+    blind = lambda latent, code, key: jnp.zeros_like(code)
+    algo = latent_action.make(cfg, VECTOR, parts=latent_action.on_vectors, through=blind)
+    _, errors = watch_vectors(algo)
+    assert 0.95 < float(jnp.mean(errors[-40:])) < 1.3 < float(errors[0])
+
+
 def test_rows_that_are_not_valid_change_nothing():
     algo = latent_action.make(latent_action.Config(codes=4, hidden=8), VECTOR, parts=latent_action.on_vectors)
-    state, batch = algo.init(jax.random.key(0)), vectors()
+    state, batch = algo.init(jax.random.key(0)), vectors(jax.random.key(5))
     valid = jnp.arange(32) < 20
     other = jax.tree.map(lambda x: jnp.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, 7), batch)
     afters = [algo.update(state, rows._replace(valid=valid), jax.random.key(1))[0] for rows in (batch, other)]
@@ -190,7 +215,7 @@ def test_rows_that_are_not_valid_change_nothing():
 
 def test_a_gradient_that_is_not_finite_leaves_no_trace():
     algo = latent_action.make(latent_action.Config(codes=4, hidden=8), VECTOR, parts=latent_action.on_vectors)
-    state, batch = algo.init(jax.random.key(0)), vectors()
+    state, batch = algo.init(jax.random.key(0)), vectors(jax.random.key(5))
     after, metrics = algo.update(state, batch._replace(obs=batch.obs.at[0, 0].set(jnp.nan)), jax.random.key(1))
     assert float(metrics["guard/skipped_updates"]) == 1.0
     for one, two in zip(jax.tree.leaves(after), jax.tree.leaves(state)):
@@ -239,8 +264,12 @@ def test_a_collapsed_codebook_is_named():
     two = jax.tree.map(lambda x: jnp.stack([x, x]), state)
     latent_action.refuse_collapsed(two)
     two = two._replace(usage=two.usage._replace(share=two.usage.share.at[1].set(jnp.array([0.98, 0.02, 0, 0, 0]))))
+    (line,) = latent_action.collapsed(two)
+    assert line.startswith("the codebook of member 1 has collapsed: of its 5 codes 1.10 are in use")
     with pytest.raises(ValueError, match=r"member 1 has collapsed: of its 5 codes 1\.10 are in use .*1\.5 and more"):
         latent_action.refuse_collapsed(two)
+    nowhere = two._replace(usage=two.usage._replace(share=two.usage.share.at[0].set(jnp.nan)))
+    assert len(latent_action.collapsed(nowhere)) == 2
 
 
 def test_a_codebook_whose_latents_are_all_alike_says_so():
@@ -249,9 +278,9 @@ def test_a_codebook_whose_latents_are_all_alike_says_so():
         inverse=nets.Net(lambda key, example: (), lambda params, x: jnp.zeros((*x[0].shape[:-1], cfg.width)))
     )
     algo = latent_action.make(latent_action.Config(codes=8, decay=0.9), VECTOR, parts=blind)
-    state, update = algo.init(jax.random.key(0)), jax.jit(algo.update)
+    state, batch, update = algo.init(jax.random.key(0)), vectors(jax.random.key(5)), jax.jit(algo.update)
     for i in range(80):
-        state, metrics = update(state, vectors(), jax.random.key(i))
+        state, metrics = update(state, batch, jax.random.key(i))
     assert float(metrics["codebook/collapsed"]) == 1.0
     assert float(metrics["codebook/perplexity"]) < 1.1 and float(metrics["codebook/dead"]) == 7 / 8
     with pytest.raises(ValueError, match="collapsed"):
