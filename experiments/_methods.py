@@ -26,7 +26,8 @@ TITLES = {
 
 # Losses of a family that fill more than one file.
 KIN = {
-    "autoregressive": "value", "critic": "value", "distributional": "value", "dual": "value", "lipschitz": "dynamics",
+    "autoregressive": "value", "critic": "value", "distributional": "value", "dual": "value", "scale": "value",
+    "lipschitz": "dynamics", "surrogates": "group",
 }  # fmt: skip
 
 

@@ -9,6 +9,9 @@ measures that one; another has a line in its header that says which methods it m
 `Method: iql; bc: --clone`, or, where a flag takes the name of a method, or of the part it
 is on, `Method: grpo; dapo, rloo: --method NAME`.
 
+What papers claim is in `_claims.py`, and what was seen of it is written beside it. Experiments on one task, as in
+`PICTURES`, are drawn together: their records keep a few points of each learning curve.
+
 Of an experiment with a line such as `Table: offline, by task, data` in its header, each value of these fields makes a
 column of the README's table of that name, whose rows are methods. The table of all methods tells its default column.
 """
@@ -22,12 +25,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import _methods
+import numpy as np
+
+from experiments import _claims, _methods
+from jaxrl_gen import report, runs
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
-FIELDS = ("Hardware", "Minutes", "Expect")
+PICTURES = {"swingup": ("ppo_swingup", "off_policy_swingup")}  # experiments whose curves are drawn together
+POINTS = 60  # of a recorded curve, at most
+BESIDE = ("critic/rank", "critic/steepness", "model/value_error")  # metrics whose last values are recorded
 
 
 class Entry(NamedTuple):
@@ -46,6 +54,8 @@ class Entry(NamedTuple):
 def record(run: Path) -> Path:
     """Copy a run's `result.json`, learning curve and a still of its video beside the experiments; returns its path.
 
+    The record has a few points of the curve besides, and the last values of what claims are about.
+
     Raises:
       ValueError: if the run was resumed with other settings, which the command that began it does not say.
     """
@@ -59,6 +69,8 @@ def record(run: Path) -> Path:
     config["options"]["runs"] = "runs"  # where it lay on someone's disk is nobody's business
     config.pop("command", None)
     config["resumed"] = len(config.get("resumed", []))
+    told = runs.read(run)
+    result |= {"curve": curve(told), "last": last(told)}
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     if (run / "curve.png").exists():
@@ -69,6 +81,23 @@ def record(run: Path) -> Path:
         frames = iio.imread(run / "video.mp4")
         iio.imwrite(RESULTS / f"{name}_still.png", frames[len(frames) // 2])
     return path
+
+
+def curve(run: runs.Run) -> dict[str, list]:
+    """Some points of a run's learning curve: steps of a member, seconds of all, mean return with its interval."""
+    found, clock = runs.series(run, report.RETURN), runs.series(run, "time/seconds")
+    if not found or not clock or len(found[0]) != len(clock[0]):
+        return {}
+    at = np.unique(np.linspace(0, len(found[0]) - 1, min(POINTS, len(found[0]))).round().astype(int))
+    told = dict(zip(("mean", "low", "high"), runs.over_members(found[1][at])))
+    told = {"steps": found[0][at], "seconds": clock[1][at, 0], **told}
+    return {name: [float(f"{x:.5g}") if np.isfinite(x) else None for x in xs] for name, xs in told.items()}
+
+
+def last(run: runs.Run) -> dict[str, float]:
+    """The last value of each metric that a claim is about, over members on the mean."""
+    found = {name: runs.series(run, name) for name in BESIDE}
+    return {name: float(np.mean(runs.last_known(series[1]))) for name, series in found.items() if series}
 
 
 # ------------------------------------------------------------------------------------------------------------- headers
@@ -117,9 +146,14 @@ def compared(source: str) -> tuple[str, dict[str, str]]:
 # -------------------------------------------------------------------------------------------------------------- tables
 
 
+def records() -> dict[str, dict]:
+    """Every record, by its name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+
+
 def entries() -> Iterator[Entry]:
     """Every record, and every way to run an experiment of which there is none, by the names of experiments."""
-    records = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    known = records()
     for path in sorted(HERE.glob("[a-z]*.py")):
         source = path.read_text(encoding="utf-8")
         ways = measures(source)
@@ -128,7 +162,7 @@ def entries() -> Iterator[Entry]:
         name_of_table, defaults = compared(source)
         usual = tuple(defaults.values())
         missing = dict.fromkeys(ways)
-        for name, result in records.items():
+        for name, result in known.items():
             if not result.get("score") or result.get("experiment", "").partition(".")[0] != path.stem:
                 continue
             words = shlex.split(result["command"])
@@ -211,6 +245,38 @@ def families() -> str:
     return "\n".join(lines)
 
 
+def curves(name: str) -> dict[str, dict]:
+    """The recorded curves of a picture, by what they are of; of each method the first record that has one."""
+    found: dict[str, dict] = {}
+    for entry in entries():
+        drawn = Path(_file(entry)).stem in PICTURES[name] and entry.result and entry.result.get("curve")
+        if drawn and entry.method not in found:
+            found[entry.method] = entry.result["curve"] | {"seeds": entry.result["score"]["runs"]}
+    return {f"{method}, {drawn['seeds']} seeds": drawn for method, drawn in found.items()}
+
+
+def draw(drawn: dict[str, dict], path: Path) -> None:
+    """Draw curves, by their labels, over steps and over seconds."""
+
+    def lines(*panels):
+        for axes, along in zip(panels, ("steps", "seconds")):
+            axes.set_xscale("log")
+            for colour, (label, curve) in zip([*report.PALETTE, report.MUTED, report.INK], drawn.items()):
+                x, mean, low, high = (np.array(curve[name], float) for name in (along, "mean", "low", "high"))
+                axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+                axes.plot(x, mean, color=colour, linewidth=2.0, label=label)
+
+    labels = ("environment steps of each seed", "seconds of training, of all seeds together")
+    report.save(lines, (10, 3.8), labels, path, dpi=110)
+
+
+def picture(name: str) -> str:
+    """What the README says where a picture is, or will be."""
+    if len(curves(name)) < 2:
+        return "Not measured yet."
+    return f"![return over steps and over seconds](experiments/results/beside_{name}.png)"
+
+
 def title(family: str) -> str:
     """What the README calls a family."""
     return _methods.TITLES.get(family, family.replace("_", " "))
@@ -218,7 +284,9 @@ def title(family: str) -> str:
 
 def with_tables(readme: str) -> str:
     """The README with today's tables between their marks."""
-    for mark, written in {"families": families(), "results": table(), "offline": across("offline")}.items():
+    marked = {"families": families(), "results": table(), "offline": across("offline")}
+    marked |= {"claims": _claims.table(records())} | {name: picture(name) for name in PICTURES}
+    for mark, written in marked.items():
         pattern = rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)"
         readme = re.sub(pattern, lambda m: f"{m[1]}{written}\n{m[2]}", readme, flags=re.S)
     return readme
@@ -282,6 +350,9 @@ def main(runs: list[str]) -> None:
         result = json.loads(path.read_text())
         if source.exists() and result.get("score"):
             source.write_text(header(source.read_text(), result))
+    for name in PICTURES:
+        if len(drawn := curves(name)) > 1:
+            draw(drawn, RESULTS / f"beside_{name}.png")
     README.write_text(with_tables(README.read_text()))
 
 

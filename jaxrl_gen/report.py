@@ -7,6 +7,7 @@ executed, what is shown is escaped, and no path leads out of the folder.
 import base64
 import io
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -69,8 +70,15 @@ PALETTE = [ACCENT, *list(ROLES)[4:]]  # of the settings of a sweep; further ones
 MOST_POINTS = 600
 
 
-def _draw(run: Run, inches: tuple[float, float], out: Any, **options: Any) -> None:
-    """Write the learning curve to a file; matplotlib takes a second to load, so it waits until now."""
+def save(draw: Callable, inches: tuple[float, float], labels: tuple[str, ...], out: Any, **options: Any) -> None:
+    """Write a figure of returns, with a panel for each label; matplotlib takes a second to load, so it waits until now.
+
+    Args:
+      draw: on the panels' axes.
+      inches: width and height.
+      labels: of what is on each panel's axis of abscissas.
+      out, options: of matplotlib's `savefig`.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -80,22 +88,30 @@ def _draw(run: Run, inches: tuple[float, float], out: Any, **options: Any) -> No
     with rc_context(settings):
         figure = Figure(inches, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
-        axes = figure.add_subplot(facecolor="none")
-        _draw_lines(axes, run)
-        axes.set_xlabel("environment steps of each member", color=MUTED)
+        panels = figure.subplots(1, len(labels), sharey=True, squeeze=False, subplot_kw={"facecolor": "none"})[0]
+        draw(*panels)
+        for axes, label in zip(panels, labels):
+            axes.set_xlabel(label, color=MUTED)
+            axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+            if axes.get_xscale() == "linear":
+                axes.xaxis.set_major_locator(MaxNLocator(6))
+            axes.yaxis.set_major_locator(MaxNLocator(6))
+            axes.grid(axis="y", color=RULE, linewidth=0.8)
+            axes.tick_params(which="both", length=0, colors=MUTED, pad=6)
+            axes.set_axisbelow(True)
+            axes.spines[:].set_visible(False)
+            axes.spines["bottom"].set(visible=True, color=RULE)
+            axes.margins(x=0.01)
+        axes = panels[0]
         axes.set_title("return of training episodes", loc="left", fontsize=10, color=MUTED)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.yaxis.set_major_locator(MaxNLocator(6))
-        axes.grid(axis="y", color=RULE, linewidth=0.8)
-        axes.tick_params(length=0, colors=MUTED, pad=6)
-        axes.set_axisbelow(True)
-        axes.spines[:].set_visible(False)
-        axes.spines["bottom"].set(visible=True, color=RULE)
-        axes.margins(x=0.01)
         if len(axes.get_legend_handles_labels()[0]) > 1:
             axes.legend(frameon=False, labelcolor=INK, loc="best", handlelength=1.4)
         figure.savefig(out, **options)
+
+
+def _draw(run: Run, inches: tuple[float, float], out: Any, **options: Any) -> None:
+    """Write the learning curve of a run to a file."""
+    save(lambda axes: _draw_lines(axes, run), inches, ("environment steps of each member",), out, **options)
 
 
 def _draw_lines(axes, run: Run) -> None:

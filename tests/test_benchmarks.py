@@ -80,5 +80,12 @@ def test_sides_are_run_in_turn_and_recorded(tmp_path, monkeypatch, capsys):
     told = json.loads((tmp_path / "benchmark_toy.json").read_text())
     assert [told["sides"][name]["steps_per_second"] for name in sides] == [300.0, 400.0] and told["rounds"] == 3
     assert "| one | b | 400 (200 to 600) | 1.33 |" in capsys.readouterr().out
-    _sides.compare(_sides.Benchmark(only="b"), sides, "part")
-    assert order[6:] == ["one | b"] * 3 and not (tmp_path / "benchmark_part.json").exists()
+    _sides.compare(_sides.Benchmark(only="b", record=False), sides, "toy")
+    assert order[6:] == ["one | b"] * 3 and json.loads((tmp_path / "benchmark_toy.json").read_text()) == told
+    _sides.compare(_sides.Benchmark(only="b", rounds=2), sides, "toy")
+    merged = json.loads((tmp_path / "benchmark_toy.json").read_text())
+    assert merged["sides"]["one | a"] == told["sides"]["one | a"] and merged["rounds"] == 3
+    part = merged["sides"]["one | b"]
+    assert (part["steps_per_second"], part["rounds"], part["versions"]) == (1050.0, 2, told["versions"])
+    _sides.compare(_sides.Benchmark(only="b", rounds=1), sides, "part")
+    assert set(json.loads((tmp_path / "benchmark_part.json").read_text())["sides"]) == {"one | b"}

@@ -22,7 +22,7 @@ class Benchmark:
     """What to run."""
 
     rounds: int = 3
-    only: str = ""  # run only the sides whose name contains this
+    only: str = ""  # run only the sides whose name contains this, and leave the others in the record as they are
     side: str = ""  # run one side in this process and print its figures as JSON
     record: bool = True  # write the result beside the others
 
@@ -102,11 +102,15 @@ def compare(benchmark: Benchmark, sides: dict[str, Callable[[], dict]], module: 
             print(f"round {turn + 1}: {name}: {measured[name][-1]['steps_per_second']:,.0f}/s", file=sys.stderr)
     rows = {name: summarize(runs) for name, runs in measured.items()}
     print(table(rows))
-    if benchmark.record and not benchmark.only:
+    if benchmark.record:
         from jaxrl_gen import record
 
-        told = {"rounds": benchmark.rounds, "versions": record.versions(), "sides": rows}
-        (RESULTS / f"benchmark_{module}.json").write_text(json.dumps(told, indent=1) + "\n")
+        path, of_run = RESULTS / f"benchmark_{module}.json", {"rounds": benchmark.rounds, "versions": record.versions()}
+        told = of_run | {"sides": rows}
+        if benchmark.only and path.exists():
+            before = json.loads(path.read_text())
+            told = before | {"sides": before["sides"] | {name: row | of_run for name, row in rows.items()}}
+        path.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def summarize(runs: list[dict]) -> dict:

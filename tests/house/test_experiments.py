@@ -9,7 +9,7 @@ import shlex
 import pytest
 import tyro
 
-from experiments import _methods, _offline, publish
+from experiments import _claims, _methods, _offline, publish
 from jaxrl_gen import launch, record
 from tests.house import source
 
@@ -55,7 +55,8 @@ def test_every_record_belongs_to_a_file():
         else:
             file = result["experiment"].partition(".")[0]
             assert file in stems and (stem == file or stem.startswith(f"{file}_"))
-    assert {path.stem.removesuffix("_still") for path in RESULTS.glob("*.png")} <= set(records)
+    pictures = {f"beside_{name}" for name in publish.PICTURES}
+    assert {path.stem.removesuffix("_still") for path in RESULTS.glob("*.png")} <= set(records) | pictures
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=name)
@@ -176,7 +177,7 @@ def test_every_method_is_told_in_the_readme_and_what_was_not_measured_says_so():
     algorithms = {path.stem for path in (source.PACKAGE / "algos").glob("*.py") if "\ndef make(" in path.read_text()}
     told = [re.match(r"(?:\[)?`(\w+)`", row[0])[1] for row in ROWS if row[0]]
     variants = {"dr_grpo", "dapo", "rloo", "reinforce_plus_plus", "gspo", "cispo", "cal_ql", "sac_n", "arsq_factorised"}
-    assert algorithms | variants == set(told)
+    assert algorithms | variants <= set(told) <= set(_methods.methods())
     commands = [json.loads(path.read_text()).get("command") for path in RESULTS.glob("*.json")]
     for *_, command, result, minutes in ROWS:
         if re.sub(r"\[`(.*)`\].*", r"\1", command) not in commands:
@@ -251,6 +252,70 @@ def test_other_data_than_the_defaults_are_told_only_where_data_are_compared(tmp_
     assert rows["`cql`"][usual].startswith("[0.75 (0.75 to 0.75)]")
     assert (rows["`bc`"][usual], rows["`cql`"][other], set(rows["`iql`"][1:])) == ("-", "-", {"-"})
     assert {f"`{method}`" for method in _offline.METHODS} == set(rows)
+
+
+def test_claims_are_told_beside_what_the_records_show(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "RESULTS", tmp_path)
+    for method, iqm in (("a2pr", 0.75), ("td3_bc", 0.5), ("bc", 0.25)):
+        result = offline(f"mixed_{method}", method=method, data="mixed")
+        result["score"] |= {"iqm": iqm, "low": iqm - 0.125, "high": iqm + 0.125}
+        (tmp_path / f"mixed_{method}.json").write_text(json.dumps(result))
+    result = offline("lipmbrl", method="lipmbrl", data="medium") | {"last": {"critic/steepness": 2.5}}
+    (tmp_path / "lipmbrl.json").write_text(json.dumps(result))
+    seen = {row.split(" | ")[0]: row.split(" | ")[3] for row in _claims.table(publish.records()).splitlines()[2:]}
+    assert seen["| `a2pr`"].replace("experiments/results/", "") == (
+        "`a2pr`: [0.75 (0.625 to 0.875)](mixed_a2pr.json); `td3_bc`: [0.5 (0.375 to 0.625)](mixed_td3_bc.json), alike; "
+        "`bc`: [0.25 (0.125 to 0.375)](mixed_bc.json), worse |"
+    )
+    assert seen["| `prdc`"] == "`prdc`: not measured yet; `td3_bc`: not measured yet |"
+    assert "json), steepness 2.5; `mopo`: not measured yet" in seen["| `lipmbrl`"]
+    assert _claims.compared({"low": 1.0, "high": 2.0}, {"low": 2.5, "high": 3.0}) == "better"
+
+
+def test_claims_compare_runs_that_experiments_have():
+    """Fields that an arm names are fields of the experiment, and can be what it says; papers are named in the source."""
+    papers = set(
+        re.findall(r"arXiv (\d{4}\.\d{5})", "\n".join(path.read_text() for path in source.PACKAGE.rglob("*.py")))
+    )
+    assert {claim.paper for claim in _claims.CLAIMS} <= papers
+    for trial in (trial for claim in _claims.CLAIMS for trial in claim.trials):
+        module = importlib.import_module(f"experiments.{trial.experiment}")
+        (kind,) = [x for x in vars(module).values() if dataclasses.is_dataclass(x) and x.__module__ == module.__name__]
+        for arm in trial.arms:
+            assert set(arm.fields) <= {field.name for field in dataclasses.fields(kind) if field.metadata.get("static")}
+            flag = lambda name, x: f"--{'' if x else 'no-'}{name}" if isinstance(x, bool) else f"--{name} {x}"
+            flags = shlex.split(" ".join(flag(name, x) for name, x in arm.fields.items()))
+            assert dataclasses.asdict(tyro.cli(kind, args=flags)).items() >= arm.fields.items()
+
+
+def test_records_keep_some_points_of_a_curve_which_are_drawn_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "RESULTS", tmp_path)
+    for name, method in (("ppo_swingup", None), ("off_policy_swingup", "sac"), ("off_policy_swingup_td3", "td3")):
+        run = tmp_path / f"run_{name}"
+        run.mkdir()
+        rows = [
+            {"chunk": i, "steps": 10 * (i + 1), "time/seconds": 0.5 * i + 1, "episode/return": [None, 2.0 * i, 4.0 * i]}
+            | {"critic/rank": [6.0, 7.0, 8.0]}
+            for i in range(200)
+        ]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        result = json.loads((source.ROOT / "experiments" / "results" / "ppo_swingup.json").read_text())
+        result["config"]["options"]["name"] = name
+        if method:
+            flags = f" --method {method} --name {name}" if method != "sac" else ""
+            result |= {"experiment": "off_policy_swingup.Swingup"}
+            result |= {"command": f"python -m experiments.off_policy_swingup{flags}"}
+        (run / "result.json").write_text(json.dumps(result))
+        assert (publish.picture("swingup") == "Not measured yet.") == (name != "off_policy_swingup_td3")
+        told = json.loads(publish.record(run).read_text())
+        curve = told["curve"]
+        assert {len(x) for x in curve.values()} == {publish.POINTS} and told["last"] == {"critic/rank": 7.0}
+        assert (curve["steps"][0], curve["steps"][-1], curve["seconds"][-1]) == (10.0, 2000.0, 100.5)
+        assert (curve["mean"][-1], curve["low"][-1], curve["high"][-1]) == (597.0, 398.0, 796.0)
+    drawn = publish.curves("swingup")
+    assert set(drawn) == {"ppo, 4 seeds", "sac, 4 seeds", "td3, 4 seeds"}
+    publish.draw(drawn, tmp_path / "beside.png")
+    assert (tmp_path / "beside.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_column_is_of_fields_that_have_defaults():
