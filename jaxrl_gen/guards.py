@@ -39,10 +39,10 @@ def stop_on_nonfinite(
 ) -> Callable:
     """Stop when a metric or a parameter is not finite, and leave behind what is needed to see it happen again.
 
-    It keeps a copy of the carry before each chunk: the memory of a second carry, `kept`, and of no third. When something
-    turned non-finite it goes through that chunk again, one iteration at a time, up to the first bad one, which takes the
-    memory of two more, and writes the carry before it and the batch it learned from into `<folder>/nonfinite-<chunk>`,
-    as plain arrays.
+    It keeps a copy of the carry before each chunk: the memory of a second carry, `kept`, and of no third. When
+    something turned non-finite it goes through that chunk again, one iteration at a time, up to the first bad one,
+    which takes the memory of two more, and writes the carry before it and the batch it learned from into
+    `<folder>/nonfinite-<chunk>`, as plain arrays.
 
     Args:
       loop: the Loop (or population) that runs, `watched` if parameters are to be looked at as well as metrics.

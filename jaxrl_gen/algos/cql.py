@@ -36,8 +36,8 @@ def pessimistic(cfg: Config) -> critics.Term:
     Args:
       cfg: Config.
     Returns:
-      Term; where it is calibrated it reads `extras["return_to_go"]`, and where there is an `extras["logged"]`, as online,
-      only of rows that are.
+      Term; where it is calibrated it reads `extras["return_to_go"]`; where there is an `extras["logged"]`, as online,
+      only in rows that are.
     """
 
     def term(judged, key):

@@ -127,8 +127,8 @@ def rescaled(make: Callable, *, rate: float = 1e-3) -> Callable:
     gradient could be so large that Adam would not forget it for a thousand updates.
 
     Args:
-      make: `(cfg, spec, *, readout) -> Algorithm` with perceptrons for critics, in `params["critic"]` and in `target` or
-        `target["critic"]`: `sac.make`, `td3.make` and what is made of them.
+      make: `(cfg, spec, *, readout) -> Algorithm` with perceptrons for critics, in `params["critic"]` and in `target`
+        or `target["critic"]`: `sac.make`, `td3.make` and what is made of them.
       rate: of the units, see `scale.follow`.
     Returns:
       `(cfg, spec) -> Algorithm` on a State `Rescaled`.

@@ -130,8 +130,9 @@ def _refuse_above(limit: int, needed: int, carry: PyTree, kept: int) -> None:
         size = lambda count: f"{count / 2**30:.3g} GB"
         parts = {"of replay": replay_bytes(carry), "kept beside it": kept}
         told = " and ".join(f"{size(count)} {what}" for what, count in parts.items() if count)
+        told = f", {told} among them," if told else ""
         raise ValueError(
-            f"the chunk needs {size(needed)}{f', {told} among them,' if told else ''} and the device has {size(limit)}: "
+            f"the chunk needs {size(needed)}{told} and the device has {size(limit)}: "
             "fewer lanes, members, steps per rollout or rows of replay"
         )
 
