@@ -135,4 +135,4 @@ def effective_rank(features: jax.Array, *, share: float = 0.99) -> jax.Array:
     chex.assert_rank(features, 2)
     values = jnp.linalg.svd(features, compute_uv=False)
     held = jnp.cumsum(values) / jnp.maximum(jnp.sum(values), 1e-12)
-    return jnp.sum(held < share).astype(jnp.int32) + 1
+    return jnp.minimum(jnp.sum(held < share) + 1, values.shape[-1]).astype(jnp.int32)  # features may all be zero

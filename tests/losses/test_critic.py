@@ -155,3 +155,4 @@ def test_effective_rank(mode):
     columns = np.linalg.qr(draw(50, D))[0]
     for lengths, rank in (([1, 1, 1, 1, 1, 1], 6), ([100, 1e-3, 0, 0, 0, 0], 1), ([5, 4, 1e-3, 0, 0, 0], 2)):
         assert int(mode(critic.effective_rank)(jnp.asarray(columns * lengths, jnp.float32))) == rank
+    assert 1 <= int(mode(critic.effective_rank)(jnp.zeros((50, D)))) <= D
