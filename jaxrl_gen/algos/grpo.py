@@ -16,8 +16,8 @@ from a ratio of 1, below and above, and how much of the divergence from the refe
     kl_cov               standardised         token       kl_cov         token_mean                none
 
 Reference: Shao et al. 2024, arXiv 2402.03300. Different from the paper: a verifier's score in place of a reward model,
-and no divergence (k3) in the loss unless `kl_coefficient` says so. Of DAPO are left out: the sampling of other groups in
-place of those that teach nothing, the soft penalty for length, and the mask of answers that were cut off. PPO over
+and no divergence (k3) in the loss unless `kl_coefficient` says so. Of DAPO are left out: the sampling of other groups
+in place of those that teach nothing, the soft penalty for length, and the mask of answers that were cut off. PPO over
 tokens is left out, for it needs a value head, which no decoder here has.
 """
 

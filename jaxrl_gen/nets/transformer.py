@@ -48,8 +48,8 @@ class Decoder(NamedTuple):
 
     `init(key) -> params`; `apply(params, tokens [B, T], valid [B, T], start=0) -> logits [B, T - start, V]`, where the
     row at t predicts the token at t + 1; `cache(rows, places) -> Cache`, empty; `extend(params, tokens [B, S],
-    valid [B, S], cache) -> (logits [B, V] of the last token, Cache)`, where the logits are NaN if the tokens run over the
-    end of the cache.
+    valid [B, S], cache) -> (logits [B, V] of the last token, Cache)`, where the logits are NaN if the tokens run over
+    the end of the cache.
     """
 
     init: Callable
