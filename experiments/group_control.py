@@ -5,9 +5,9 @@ many gradient steps: one for every 500 steps of the simulator (512 with a critic
 
 Run:      python -m experiments.group_control
 Method:   group_ppo; ppo: --critic
-Hardware: not measured
-Minutes:  not measured
-Expect:   not measured
+Hardware: AMD EPYC, 2 cores, jax 0.10.2
+Minutes:  3.8
+Expect:   mean return of 64 episodes: IQM 22.3, 95 % interval 12.03 to 52.96, over 5 seeds
 
 What else differs beside the baseline: a group learns from whole episodes, eight from each of eight starts, and not from
 what its lanes simulate after a fall; PPO from pieces of 64 steps of 64 lanes that began apart, each from starts of its
