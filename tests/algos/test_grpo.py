@@ -202,6 +202,7 @@ PAPERS = {
     "reinforce_plus_plus": Method(grpo.REINFORCE_PLUS_PLUS, "whitened", beta=0.01),
     "gspo": Method(grpo.GSPO, level="mean", mean="of sequences", low=3e-4, high=4e-4),
     "cispo": Method(grpo.CISPO, surrogate="detached", low=1.0, high=4.0),
+    "cispo, nearer": Method(grpo.Config(), surrogate="detached"),  # walls that some ratios leave
     "clip_cov": Method(grpo.Config(), surrogate="clip_cov"),
     "kl_cov": Method(grpo.Config(), surrogate="kl_cov"),
 }
@@ -286,7 +287,7 @@ def by_differences(function, x):
 
 
 def moved(size):
-    """(State, batch, old, reference): a policy `size` away from the one that wrote, and a reference that is yet another.
+    """(State, batch, old, reference): a policy `size` away from the one that wrote, and a reference that is another.
 
     Old and reference are the log-probabilities of `token_log_probs`.
     """
@@ -314,11 +315,13 @@ def gradient_of(make, cfg, state, batch, **changes):
     return 10.0 * np.asarray(after.opt_state[1].mu["table"], np.float64), metrics
 
 
-@pytest.mark.parametrize("size", [1e-3, 0.3])  # the walls of GSPO are near, those of the others far
-@pytest.mark.parametrize("name", METHODS)
+SIZES = (1e-3, 0.3)  # the walls of GSPO are near, those of the others far
+
+
+@pytest.mark.parametrize(("name", "size"), [*itertools.product(PAPERS, SIZES)])
 def test_the_gradient_of_each_method_with_its_config_is_that_of_its_paper(name, size):
     method, (state, batch, old, reference) = PAPERS[name], moved(size)
-    found, metrics = gradient_of(METHODS[name], method.cfg, state, batch)
+    found, metrics = gradient_of(METHODS[name.partition(",")[0]], method.cfg, state, batch)
     logits = np.asarray(state.params["table"], np.float64)
     frozen, advantage = token_log_probs(logits, batch), judged(method, np.asarray(batch.reward[0]), old, reference)
     some = chosen(method, advantage, frozen, old)
@@ -332,11 +335,11 @@ def test_the_gradient_of_each_method_with_its_config_is_that_of_its_paper(name, 
 
     expected = [gradient([at]) for at in some] if method.surrogate == "clip_cov" else [gradient(some)]
     assert np.abs(found).max() > 0.01
-    assert min(np.abs(found - x).max() for x in expected) < 2e-5
+    assert min(np.abs(found - x).max() for x in expected) < 2e-5 * max(1.0, np.abs(found).max())
     if method.surrogate.endswith("cov"):
         assert np.abs(found - gradient([])).max() > 1e-3
     if size == 0.3 and name != "cispo":
-        assert 0.05 < float(metrics["actor/clip_fraction"]) <= 1.0
+        assert 0.0 < float(metrics["actor/clip_fraction"]) <= 1.0
 
 
 def test_the_walls_of_gspo_are_its_own():
@@ -374,7 +377,7 @@ def test_minibatches_tell_the_metrics_of_the_whole_batch():
         np.testing.assert_allclose(metrics[name], whole[name], atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------------------- bad input
+# ------------------------------------------------------------------------------------------------------------ bad input
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "reinforce_plus_plus"])
