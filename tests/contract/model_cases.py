@@ -16,7 +16,6 @@ LEARNING = mopo.Config(
     horizon=3, kept=4, real=0.25,
 )  # fmt: skip
 ONE = mopo.Config(**{**vars(LEARNING), "model": dynamics.Config(lr=1e-2, members=1, elites=1, hidden=(8,))})
-SIMULATED = mopo.Config(**{**vars(LEARNING), "model_updates": 0.0})
 EDAC = edac.Config(lr=1e-2, members=2, actor_hidden=(8,), critic_hidden=(8,))
 RAVL = ravl.Config(**{**vars(LEARNING), "policy": EDAC, "model_updates": 0.0})
 
@@ -37,8 +36,8 @@ CASES = [
     Case("mopo", mopo.make, LEARNING, probe.continuous_action, td_cases.offline, "penalty", td_cases.seen),
     Case("ravl_in_a_simulator", partial(ravl.make, model=dynamics.exact(drifting)), RAVL, probe.continuous_action,
          td_cases.offline, "real", td_cases.seen),
-    Case("lipmbrl", partial(lipmbrl.make, model=dynamics.exact(drifting)), lipmbrl.Config(learning=SIMULATED),
-         probe.continuous_action, td_cases.offline, "coefficient", td_cases.seen),
+    Case("lipmbrl", lipmbrl.make, lipmbrl.Config(learning=ONE), probe.continuous_action, td_cases.offline, "coefficient",
+         td_cases.seen),
     Case("lipmbrl_spectral", partial(lipmbrl.make, flatten=lipmbrl.spectral), lipmbrl.Config(learning=ONE, limit=1.0),
          probe.continuous_action, td_cases.offline, "epsilon", td_cases.seen),
 ]  # fmt: skip

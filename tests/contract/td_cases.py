@@ -85,7 +85,7 @@ CASES = [
     Case("sac_hl_gauss_3_steps", partial(sac.make, readout=CLASSIFIED), SAC, probe.truncating,
          partial(off_policy, horizon=3)),
     Case("sac_redq", REDQ, sac.Config(**SMALL, members=4), probe.dict_observation, off_policy),
-    Case("sac_rescaled", critics.rescaled(sac.make), SAC, probe.continuous_action, off_policy),
+    Case("td3_rescaled", critics.rescaled(td3.make), TD3, probe.continuous_action, off_policy),
     Case("iql_offline", iql.make, IQL, probe.continuous_action, offline, read=seen),
     Case("iql_offline_to_online", iql.make, IQL, probe.continuous_action, offline_to_online),
     Case("td3", td3.make, TD3, probe.continuous_action, off_policy),
