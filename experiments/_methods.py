@@ -92,7 +92,7 @@ def _variants(tree: ast.Module, of: tuple[str, ...], stem: str):
         call = node.value if isinstance(node, ast.Assign) else None
         if isinstance(call, ast.Call) and ast.unparse(call.func) == "partial" and ast.unparse(call.args[0]) in of:
             (target,) = node.targets
-            parts = (f"`{part.arg}={re.sub(r'group[.]', '', ast.unparse(part.value))}`" for part in call.keywords)
+            parts = (f"`{part.arg}={re.sub(r'(group|surrogates)[.]', '', ast.unparse(part.value))}`" for part in call.keywords)
             yield target.id, f"`{stem}` with {', '.join(parts)}."
 
 

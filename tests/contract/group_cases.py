@@ -45,5 +45,6 @@ PPO = group_ppo.Config(lr=1e-2, epochs=2, minibatches=2, actor_hidden=(8,))
 CASES = [
     Case("grpo", grpo.make, GRPO, sums, in_groups, read=seen),
     Case("reinforce_plus_plus", grpo.reinforce_plus_plus, SPLIT, sums, in_groups, read=seen),
+    Case("clip_cov", grpo.clip_cov, GRPO, sums, in_groups, read=seen),
     Case("group_ppo", partial(group_ppo.make, relative=group.leave_one_out), PPO, probe.delayed, in_groups, read=seen),
 ]
