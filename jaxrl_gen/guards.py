@@ -16,6 +16,7 @@ from jaxrl_gen.record import read_json, write_json
 from jaxrl_gen.types import PyTree
 
 WATCHED = "guard/nonfinite_params"
+SKIPPED = "guard/skipped_updates"  # the share of a chunk's updates whose gradient was not finite
 STOPPED = "guard/stopped"  # what `stop_on_nonfinite` tells the callbacks after it
 NOT_WATCHED = (EPISODE, "evaluate/", "time/")  # families that are empty (NaN) where no episode ended
 
@@ -52,7 +53,8 @@ def stop_on_nonfinite(
       command: that replays, to be printed with the folder after it; default: `guards.replay(loop, cfg, folder)`.
       say: called with lines for people.
     Returns:
-      A callback; families `episode/` and `evaluate/`, which are NaN where no episode ended, are not looked at.
+      A callback; families `episode/` and `evaluate/`, which are NaN where no episode ended, are not looked at. Where a
+      member skipped some updates of a chunk for their gradients, and its State is finite, it says so and goes on.
     """
     several = jax.process_count() > 1
     good = None if several else copy(carry)
@@ -60,6 +62,10 @@ def stop_on_nonfinite(
     def call(i, carry, metrics):
         nonlocal good
         bad = [name for name, x in metrics.items() if not name.startswith(NOT_WATCHED) and not _is_finite(name, x)]
+        if bad and _only_skipped({name: metrics[name] for name in bad}, metrics.get(SKIPPED), carry):
+            share = np.round(100 * np.asarray(metrics[SKIPPED]), 3).tolist()
+            say(f"\nchunk {i}: updates skipped, as their gradients were not finite: {share} %")
+            bad = []
         if not bad:
             good = None  # let go of it before another is made
             good = None if several else copy(carry)
@@ -191,6 +197,15 @@ def _params(carry: PyTree) -> PyTree:
 
 def _floats(tree: PyTree) -> list[jax.Array]:
     return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
+def _only_skipped(bad: dict[str, Any], skipped: Any, carry: PyTree) -> bool:
+    """Whether skipped updates explain all that is not finite: of members that also learned, and whose State is whole."""
+    if skipped is None or WATCHED in bad or not np.all(np.asarray(skipped) < 1.0):
+        return False
+    explained = np.asarray(skipped) > 0.0
+    whole = all(bool(jnp.all(jnp.isfinite(x))) for x in _floats(carry.state))
+    return whole and all(np.shape(x) == explained.shape and np.all(np.isfinite(x) | explained) for x in bad.values())
 
 
 def _is_finite(name: str, value: Any) -> bool:

@@ -145,6 +145,17 @@ def test_the_clock_goes_on_from_the_seconds_before():
     assert second["time/steps_per_second"] == pytest.approx(1000 / passed, rel=1e-6)
 
 
+def test_the_clock_counts_what_passed_since_a_chunk_began(monkeypatch):
+    now, began = iter([0.0, 7.0, 20.0]), iter([5.0, 16.0])
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: next(now))
+    tick = callbacks.clock(1000, 50.0, lambda: next(began))
+    first, second = {}, {}
+    tick(0, None, first)
+    tick(1, None, second)
+    assert (first["time/seconds"], first["time/steps_per_second"]) == (52.0, 500.0)
+    assert (second["time/seconds"], second["time/steps_per_second"]) == (56.0, 250.0)
+
+
 def test_evaluation_comes_every_so_many_chunks():
     seen = []
     call = callbacks.evaluate_every(2, lambda i, carry: seen.append((i, carry)) or {"evaluate/return": jnp.arange(2.0)})
@@ -283,6 +294,38 @@ def test_a_folder_with_nothing_to_replay_is_refused(tmp_path):
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
     with np.load(tmp_path / "x" / "batch.npz", allow_pickle=False) as batch:
         assert np.array_equal(batch[""].view(jnp.bfloat16), np.ones((2,)))
+
+
+def nothing_to_find(monkeypatch):
+    """No iteration is looked for: rows of metrics are made up here."""
+    monkeypatch.setattr(guards, "first_bad", lambda loop, cfg, carry, key: (carry, None, 0, []))
+    monkeypatch.setattr(guards, "write", lambda *arguments: None)
+
+
+@pytest.mark.parametrize(
+    "skipped, state, stops", [(0.25, 1.0, False), (1.0, 1.0, True), (0.0, 1.0, True), (0.25, np.nan, True)]
+)
+def test_a_skipped_update_ends_no_run_but_nothing_learned_or_a_hurt_state_does(
+    skipped, state, stops, tmp_path, monkeypatch
+):
+    nothing_to_find(monkeypatch)
+    loop, cfg = toy_loop(False), toy_run.types.strong(toy_run.Config())
+    carry, said = loop.init(cfg, jax.random.key(0)), []
+    guard = guards.stop_on_nonfinite(loop, cfg, carry, tmp_path, say=said.append)
+    hurt = carry._replace(state=carry.state._replace(updates=jnp.asarray(state)))
+    row = {"critic/loss": np.float32(np.nan), guards.SKIPPED: np.float32(skipped), guards.WATCHED: np.float32(0.0)}
+    assert guard(0, hurt, row) == stops
+    assert ("updates skipped, as their gradients were not finite: 25.0 %" in said[0]) == (not stops)
+
+
+def test_a_member_that_skipped_does_not_excuse_another(tmp_path, monkeypatch):
+    nothing_to_find(monkeypatch)
+    loop, cfg = toy_loop(False), toy_run.types.strong(toy_run.Config())
+    carry = loop.init(cfg, jax.random.key(0))
+    guard = guards.stop_on_nonfinite(loop, cfg, carry, tmp_path, say=lambda line: None)
+    skipped, both = np.array([0.5, 0.0]), np.array([np.nan, np.nan])
+    assert not guard(0, carry, {"critic/loss": np.array([np.nan, 1.0]), guards.SKIPPED: skipped})
+    assert guard(1, carry, {"critic/loss": both, guards.SKIPPED: skipped})
 
 
 def test_a_copy_survives_donation():

@@ -46,6 +46,13 @@ def time_limit(env: Env, steps: int) -> Env:
     return _over(env, reset, step)._replace(spec=env.spec._replace(time_limit=steps))
 
 
+class Scored(NamedTuple):
+    """State of `scored`: the inner state, and whether the episode's first step is still to come."""
+
+    inner: PyTree
+    first: jax.Array  # bool
+
+
 def scored(env: Env, low: float, high: float) -> Env:
     """Rewards whose sum over an episode is its normalised score, 100 (return - low) / (high - low), for evaluation.
 
@@ -54,7 +61,7 @@ def scored(env: Env, low: float, high: float) -> Env:
       low: the return that scores 0, such as a random policy's.
       high: the return that scores 100, such as an expert's.
     Returns:
-      Env; `low` is taken from the reward of an episode's last step.
+      Env; `low` is taken from the reward of an episode's first step, so that one that is cut short is on the same scale.
     Raises:
       ValueError: if the two are the same.
     Reference: Fu et al. 2020, arXiv 2004.07219 (D4RL), section 5
@@ -62,12 +69,16 @@ def scored(env: Env, low: float, high: float) -> Env:
     if low == high:
         raise ValueError(f"low and high are both {low}; allowed: two returns that differ")
 
-    def step(state, action, key):
-        state, obs, outcome = env.step(state, action, key)
-        reward = 100.0 / (high - low) * (outcome.reward - low * ended(outcome))
-        return state, obs, outcome._replace(reward=reward)
+    def reset(key):
+        state, obs = env.reset(key)
+        return Scored(state, jnp.ones((), bool)), obs
 
-    return env._replace(step=step)
+    def step(state, action, key):
+        inner, obs, outcome = env.step(state.inner, action, key)
+        reward = 100.0 / (high - low) * (outcome.reward - low * state.first)
+        return Scored(inner, jnp.zeros((), bool)), obs, outcome._replace(reward=reward)
+
+    return _over(env, reset, step)
 
 
 def action_repeat(env: Env, times: int) -> Env:

@@ -314,9 +314,11 @@ def test_scores_sum_to_100_where_the_return_is_the_higher_one():
         for low, high, expected in ((0.0, 8.0, 100.0), (8.0, 20.0, 0.0), (-2.0, 3.0, 200.0)):
             found = wrap.scored(env, low, high)
             (state, _), total = found.reset(jax.random.key(0)), 0.0
-            for _ in range(4):
+            for steps in range(1, 5):
                 state, _, outcome = found.step(state, jnp.zeros(1), jax.random.key(1))
                 total += float(outcome.reward)
+                if steps == 2:  # an episode that is cut short is on the same scale
+                    assert total == pytest.approx(100.0 * (4.0 - low) / (high - low), abs=1e-4)
             assert total == pytest.approx(expected, abs=1e-4)
     with pytest.raises(ValueError, match="low and high are both 3.0; allowed: two returns that differ"):
         wrap.scored(env, 3.0, 3.0)
