@@ -38,7 +38,8 @@ def init(spec: Spec, capacity: int, lanes: int, *, endings: int | None = None) -
       capacity: T, steps per lane.
       lanes: E.
       endings: F, how many last observations are kept for each lane; default: T / 50, at least 8. An ending that was
-        truncated and whose last observation is lost, as episodes were shorter than T / F, is sampled as invalid.
+        truncated and whose last observation is lost, as episodes were shorter than T / F, is sampled as invalid; one
+        that was terminated is sampled without it, see `sample`. Where F = T, none is ever lost.
     Returns:
       Replay.
     Raises:
@@ -108,7 +109,9 @@ def sample(replay: Replay, key: jax.Array, batch_size: int, horizon: int = 1) ->
     """Windows of `horizon` consecutive rows of one lane, drawn uniformly with replacement.
 
     A window goes on past the end of an episode; `losses.td.n_step` stops there. A row whose truncated end is known, but
-    whose last observation is not any more, is invalid.
+    whose last observation is not any more, is invalid. One that was terminated stays valid, as nothing is bootstrapped
+    there, with its own `obs` as its `next_obs`: a model of dynamics must not learn from that, so a ring that one learns
+    from needs room for all `endings`.
 
     Args:
       replay: with more than `horizon` rows.
@@ -131,7 +134,8 @@ def sample(replay: Replay, key: jax.Array, batch_size: int, horizon: int = 1) ->
 
     def following(ring, last):
         following, aside = ring[(row + 1) % capacity, lane], last[ending % kept, lane]
-        return jnp.where(over.reshape(over.shape + (1,) * (following.ndim - 2)), aside, following)
+        at = lambda condition: condition.reshape(condition.shape + (1,) * (following.ndim - 2))
+        return jnp.where(at(over), jnp.where(at(known), aside, take(ring)), following)
 
     next_obs = jax.tree.map(following, replay.obs, replay.last_obs)
     valid = take(replay.valid) & (known | ~over | terminated)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrl_gen import loops, replay
+from jaxrl_gen.algos import descent
 from jaxrl_gen.envs import probe, wrap
 from jaxrl_gen.types import Algorithm, Spec, Transition
 
@@ -53,14 +54,16 @@ def test_windows_are_those_that_were_lived(blocks, horizon):
     assert seen == {(t, e) for t in range(oldest, count - horizon) for e in range(LANES)}, "each, and no other"
 
 
-def test_what_was_forgotten_of_an_ending_is_invalid():
+def test_what_was_forgotten_of_an_ending_is_invalid_and_never_another_episodes():
     rows = play(4, 4, np.random.default_rng(0), chance=1.0)._replace(valid=np.ones((16, LANES), bool))
     ring = filled(rows, 4, 16, endings=6)
     window = replay.sample(ring, jax.random.key(0), 400)
     t = np.asarray(window.obs)[0, :, 0] // (2 * LANES)
     known = t >= 16 - 6
     np.testing.assert_array_equal(window.valid[0], known | np.asarray(window.terminated)[0])
-    np.testing.assert_array_equal(window.next_obs[0][known], -np.asarray(window.obs[0])[known] - 1)
+    assert (~known & np.asarray(window.terminated)[0]).any() and (~known & np.asarray(window.truncated)[0]).any()
+    expected = np.where(known[:, None], -np.asarray(window.obs[0]) - 1, window.obs[0])
+    np.testing.assert_array_equal(window.next_obs[0], expected)
 
 
 def test_it_says_its_size_before_it_is_made():
@@ -126,21 +129,21 @@ def test_logged_data_is_a_part_of_each_batch_and_never_of_the_carry():
     carry = loop.init(0.0, jax.random.key(0))
     carry, metrics, batch = jax.jit(loop.iteration)(0.0, carry, 0, *loop.data)
     carry, metrics, batch = jax.jit(loop.iteration)(0.0, carry, 1, *loop.data)
-    assert batch.reward.shape == (1, 8) and (batch.reward[:, 4:] == 7).all() and (batch.reward[:, :4] != 7).all()
+    assert batch.reward.shape == (1, 8) and (batch.reward == 7).sum() == 4
     compiled = loops.compile_report(loop, 0.0, carry)
     assert types_of(compiled.chunk(0.0, carry)[0]) == types_of(carry)
 
 
-def with_logged(logged):
+def with_logged(logged, batch_size=3):
     return loops.offline_to_online(
         counting, wrap.fresh(probe.continuous_action(), 4), lambda logged, key: logged, (logged,), steps=2, updates=1,
-        batch_size=3, capacity=40, warmup=8, iterations=4,
+        batch_size=batch_size, capacity=40, warmup=8, iterations=4,
     )  # fmt: skip
 
 
-def logged_rows(size=1, horizon=1):
-    number, no = jnp.full((horizon, 4), 7.0), jnp.zeros((horizon, 4), bool)
-    obs = jnp.full((horizon, 4, size), 7.0)
+def logged_rows(size=1, horizon=1, count=4):
+    number, no = jnp.full((horizon, count), 7.0), jnp.zeros((horizon, count), bool)
+    obs = jnp.full((horizon, count, size), 7.0)
     return Transition(obs, number[..., None], number, obs, no, no, ~no)
 
 
@@ -152,15 +155,32 @@ def test_extras_of_logged_data_are_kept_and_rows_lived_online_are_told_from_them
     _, _, batch = jax.jit(loop.iteration)(0.0, loop.init(0.0, jax.random.key(0)), 0, *loop.data)
     assert set(batch.extras) == {*marks, *numbers, "logged"}
     logged = batch.reward[0] == 7
-    np.testing.assert_array_equal(batch.extras["logged"], [[False] * 3 + [True] * 4])
+    assert logged.sum() == 4 and batch.reward.shape == (1, 7)
     np.testing.assert_array_equal(batch.extras["logged"][0], logged)
-    np.testing.assert_array_equal(batch.extras["demonstration"], [[False] * 3 + [True, True, False, True]])
+    np.testing.assert_array_equal(batch.extras["demonstration"][0][logged], [True, True, False, True])
+    assert not batch.extras["demonstration"][0][~logged].any()
     assert batch.extras["places"].shape == (1, 7, 3)
     np.testing.assert_array_equal(batch.extras["places"][0].any(-1), logged)
     np.testing.assert_array_equal(batch.extras["return_to_go"][0], np.where(logged, -1.0, 0.0))
     nested = batch.extras["nested"]["next_action"]
     assert nested.dtype == jnp.int32 and nested.shape == (1, 7, 2)
     np.testing.assert_array_equal(nested[0, :, 1], np.where(logged, 7, 0))
+
+
+@pytest.mark.parametrize(("lived", "logged"), [(24, 24), (36, 12), (10, 38)])
+def test_each_share_of_a_batch_has_its_part_of_what_was_lived_and_of_what_was_logged(lived, logged):
+    """So each update of a critic, and the policy after the last of them, learns from both."""
+    loop = with_logged(logged_rows(count=logged), lived)
+    _, _, batch = jax.jit(loop.iteration)(0.0, loop.init(0.0, jax.random.key(0)), 0, *loop.data)
+    mark = batch.extras["logged"][0]
+    assert mark.shape == (lived + logged,) and mark.sum() == logged
+    for count in (2, 3, 4):
+        part = logged / count
+        found = np.sum(descent.shares(mark, count), -1)
+        assert (found == part).all() if part.is_integer() else (np.abs(found - part) < 2).all()
+    for stride in (2, 4, 6):  # as a method does that takes rows here and there
+        picked = np.asarray(mark)[stride - 1 :: stride]
+        assert picked.any() and not picked.all()
 
 
 @pytest.mark.parametrize("changes", [{"size": 2}, {"horizon": 2}], ids=["spec", "horizon"])
@@ -187,7 +207,9 @@ def test_a_replay_that_fits_without_the_guards_copy_alone_is_refused_by_its_size
     copied, limit = loops.nbytes(shapes), 3 * ring // 2
     assert loops.compile_report(loop, 0.0, shapes, memory_limit=limit).peak_bytes < limit
     size = lambda count: f"{count / 2**30:.3g} GB"
-    said = f"{size(ring)} of replay and {size(copied)} kept beside it among them, and the device has {size(limit)}: fewer"
+    said = (
+        f"{size(ring)} of replay and {size(copied)} kept beside it among them, and the device has {size(limit)}: fewer"
+    )
     with pytest.raises(ValueError, match=said):
         loops.compile_report(loop, 0.0, shapes, memory_limit=limit, kept=copied)
 

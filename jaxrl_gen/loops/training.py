@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl_gen import replay
 from jaxrl_gen.loops.loop import Loop
@@ -147,8 +148,9 @@ def offline_to_online(make: Callable, env: Env, logged: Callable, data: tuple, *
 
     Args:
       make, env: as of `off_policy`.
-      logged: `(*data, key) -> Transition [H, B', ...]`; with B' = B, half of each batch is logged data. Its extras are
-        zero, and marks such as "demonstration" False, in rows lived online; `extras["logged"]` says which rows are not.
+      logged: `(*data, key) -> Transition [H, B', ...]`; with B' = B, half of each batch is logged data, and so is half
+        of each share that an update cuts it into. Its extras are zero, and marks such as "demonstration" False, in rows
+        lived online; `extras["logged"]` says which rows are not.
       data: what it draws from.
       arguments: as of `off_policy`.
     Returns:
@@ -239,7 +241,7 @@ def _of_spec(batch: PyTree, spec: Spec) -> PyTree:
 
 
 def _joined(lived: Transition, logged: Transition) -> Transition:
-    """Windows from the replay and logged ones as one batch, `extras["logged"]` telling one from the other.
+    """Windows from the replay and logged ones as one batch, spread evenly, `extras["logged"]` telling which are which.
 
     Nothing stands for a number that was not recorded: where it was lived, the extras are zero.
 
@@ -254,8 +256,20 @@ def _joined(lived: Transition, logged: Transition) -> Transition:
         )
     told = logged.extras | {"logged": jnp.ones(logged.reward.shape, bool)}
     untold = jax.tree.map(lambda x: jnp.zeros(lived.reward.shape + x.shape[2:], x.dtype), told)
-    both = lambda x, y: jnp.concatenate([x, y.astype(x.dtype)], axis=1)
+    order = _spread(lived.reward.shape[1], logged.reward.shape[1])
+    both = lambda x, y: jnp.concatenate([x, y.astype(x.dtype)], axis=1)[:, order]
     return jax.tree.map(both, lived._replace(extras=untold), logged._replace(extras=told))
+
+
+def _spread(first: int, second: int) -> np.ndarray:
+    """An order of `first + second` rows in which each stretch has its part of both: from the start, to less than a row.
+
+    Each row has a stratum of its own, in which those of the second kind move by the golden ratio: an order with a
+    period, such as turn by turn, would show one kind alone to a method that picks every n-th row.
+    """
+    golden = (5.0**0.5 - 1.0) / 2.0
+    i, j = np.arange(first), np.arange(second)
+    return np.argsort(np.concatenate([(i + 0.5) / first, (j + j * golden % 1.0) / second]), kind="stable")
 
 
 def _lanes(env: Env) -> int:

@@ -92,6 +92,7 @@ CASES = [
     Case("fast_td3_3_steps", partial(td3.make, readout=ATOMS, target_value=value.own), TD3, probe.truncating,
          partial(off_policy, horizon=3)),
     Case("td3_bc_offline", td3_bc.make, td3_bc.Config(**SMALL), probe.continuous_action, offline, read=seen),
+    Case("td3_bc_offline_to_online", td3_bc.make, td3_bc.Config(**SMALL), probe.continuous_action, offline_to_online),
     Case("rebrac_offline", rebrac.make, rebrac.Config(**SMALL), probe.continuous_action, partial(offline, sample=told),
          read=seen),
     Case("prdc_offline", prdc.make, prdc.Config(**SMALL, block=48), probe.continuous_action,
