@@ -145,10 +145,12 @@ def _seen(trial: Trial, records: dict[str, Result]) -> str:
 
 
 def compared(first: dict[str, float], other: dict[str, float]) -> str:
-    """How another does beside the first: alike where their intervals overlap."""
+    """How another does beside the first: not told apart where their intervals overlap."""
     if other["high"] < first["low"]:
         return "worse"
-    return "better" if other["low"] > first["high"] else "alike"
+    if first["low"] == first["high"] == other["low"] == other["high"]:
+        return "the same with every seed, so this does not test it"
+    return "better" if other["low"] > first["high"] else "not told apart"
 
 
 def _found(experiment: str, arm: Arm, records: dict[str, Result]) -> str | None:

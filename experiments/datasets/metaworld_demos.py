@@ -85,7 +85,7 @@ def make(task: str, seed: int) -> Any:
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as tasks
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("this needs Meta-World: pip install jaxrl_gen[metaworld]") from error
+        raise ModuleNotFoundError("this needs Meta-World: pip install 'jaxrl_gen[metaworld]'") from error
     if f"{task}-goal-observable" not in tasks:
         known = ", ".join(sorted(name.removesuffix("-goal-observable") for name in tasks))
         raise ValueError(f"{task} is no task of Meta-World; allowed: {known}")

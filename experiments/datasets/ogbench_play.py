@@ -236,7 +236,7 @@ def _make(name: str, seed: int, **arguments: Any) -> Any:
         import gymnasium
         import ogbench  # noqa: F401  (registers its environments)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("this needs OGBench: pip install jaxrl_gen[ogbench]") from error
+        raise ModuleNotFoundError("this needs OGBench: pip install 'jaxrl_gen[ogbench]'") from error
     mjx.headless()
     np.random.seed(seed)
     env = gymnasium.make(_registered(name), **arguments)
