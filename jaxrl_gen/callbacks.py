@@ -33,21 +33,24 @@ Callback = Callable[[int, Any, dict[str, Any]], Any]
 SAVED = "time/saved"  # not written: what `checkpoint_every` tells those after it
 
 
-def clock(steps_per_chunk: int, seconds_before: float = 0.0) -> Callback:
+def clock(steps_per_chunk: int, seconds_before: float = 0.0, began: Callable[[], float] | None = None) -> Callback:
     """Add `time/seconds` of training so far and `time/steps_per_second` of this chunk, never twice the same.
 
     Args:
       steps_per_chunk: environment steps of all members together.
       seconds_before: of training before a resume.
+      began: `() -> time.perf_counter()` of when the chunk began, so that what lies between two chunks, such as
+        evaluation and saving, is not counted; default: when this was last called, which counts it.
     """
-    start = last = time.perf_counter()
+    seconds, last = seconds_before, time.perf_counter()
 
     def call(i, carry, metrics):
-        nonlocal last
+        nonlocal seconds, last
         now = time.perf_counter()
-        metrics["time/seconds"] = np.asarray(seconds_before + now - start)
-        metrics["time/steps_per_second"] = np.asarray(steps_per_chunk / (now - last))
-        last = now
+        took = now - (began() if began else last)
+        seconds, last = seconds + took, now
+        metrics["time/seconds"] = np.asarray(seconds)
+        metrics["time/steps_per_second"] = np.asarray(steps_per_chunk / took)
 
     return call
 

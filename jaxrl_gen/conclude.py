@@ -28,8 +28,8 @@ class Ran(NamedTuple):
     evaluate: Callable | None  # (chunk, carry) -> Episodes
     chunks: int  # trained
     compiled: loops.Compiled
-    before: float  # seconds of training, before this process
-    seconds: float  # of training, in all
+    before: float  # seconds of training, before this process; nothing else of that time is known
+    seconds: float  # of training, in all; evaluation and saving between chunks are not counted
     what: str = "mean return"  # what an episode's rewards sum up to
     also: dict[str, tuple[Callable, Callable]] = {}  # other policies of the same State: (make, evaluate)
     play: Callable | None = None  # on the host
@@ -86,7 +86,7 @@ def conclude(ran: Ran, folder: Path, say: Callable[[str], None]) -> None:
         },
         "traces": ran.compiled.traces,
         "peak_bytes": ran.compiled.peak_bytes,
-        "versions": record.versions(),
+        "versions": record.versions(ran.exp.devices),
         "config": ran.described,
         "notes": notes,
     }

@@ -125,24 +125,27 @@ def launch(
         checkpointer = checkpoint.Checkpointer(folder / "checkpoints", exp.keep)
         restored = _restored(exp, stage.target, checkpointer, folder, chunks, say)
         carry, first, before = restored or (init(), 0, 0.0)
-        _write_down(folder, described, changed, first, say)
+        _write_down(exp, folder, described, changed, first, say)
         evaluation = stage.evaluation()
         steps = loop.steps_per_chunk * (stage.group.count or 1)
-        measuring = [callbacks.clock(steps, before), *_evaluations(exp, evaluation), *listeners]
+        measuring = [callbacks.clock(steps, before, lambda: last["over"]), *_evaluations(exp, evaluation), *listeners]
         guard = guards.stop_on_nonfinite(stage.loop, stage.cfg, carry, folder, command=_command("--replay"), say=say)
         saving = callbacks.checkpoint_every(
             checkpointer, chunks, seconds=exp.checkpoint_seconds or None, every=exp.checkpoint_chunks
         )
         stopping = [callbacks.stop_at_return(exp.stop_at), asked_to_stop]
         last: dict[str, Any] = {"chunk": first - 1, "metrics": {callbacks.SAVED: True}}
-        remember = lambda i, carry, metrics: last.update(chunk=i, metrics=metrics)  # noqa: E731
+
+        def remember(i, carry, metrics):
+            last.update(chunk=i, metrics=metrics, over=time.perf_counter())
+
         every = [*measuring, guard, *_writers(exp, folder, chunks, first), saving, *stopping, remember]
-        begun = time.perf_counter()
+        last["over"] = time.perf_counter()  # when the next chunk begins
         if not asked_to_stop(first, carry, {}):
             carry = loops.run(
                 compiled.chunk, stage.cfg, carry, chunks=chunks, callbacks=every, start=first, feed=compiled.feed
             )
-        seconds, ran = before + time.perf_counter() - begun, last["chunk"] + 1
+        seconds, ran = float(last["metrics"].get("time/seconds", before)), last["chunk"] + 1
         if ran < chunks:
             say("")  # the line of the progress has not come to its end
         if STOPPED not in last["metrics"] and callbacks.SAVED not in last["metrics"]:
@@ -151,7 +154,7 @@ def launch(
         if STOPPED in last["metrics"]:
             raise FloatingPointError(f"the run turned non-finite in chunk {ran - 1}: see {folder}/nonfinite-{ran - 1}")
         if asked_to_stop(ran, carry, {}):
-            say(f"stopped after {ran} of {chunks} chunks; continue with: {_command('--resume')} {folder}")
+            say(f"stopped after {ran} of {chunks} chunks; continue with: {_going_on(exp, folder)}")
             raise SystemExit(0)
     end = conclude.Ran(
         exp, described, env, make or loop.make, stage.cfg, carry, stage.group, evaluation, ran, compiled, before,
@@ -221,6 +224,8 @@ def _checked(exp: Experiment, loop: loops.Loop, cfg: Any) -> int:
     for name, low in {"seeds": 1, "chunks": 1, "eval_steps": 1, "seed": 0}.items():
         if getattr(exp, name) is not None and getattr(exp, name) < low:
             raise ValueError(f"{name} is {getattr(exp, name)}; allowed: {low} and more")
+    if exp.seed + exp.seeds > 2**31 - 1:
+        raise ValueError(f"seed + seeds is {exp.seed + exp.seeds}; allowed: up to {2**31 - 1}, for seeds are int32")
     if not exp.name or exp.name[0] in ".-" or not all(c.isalnum() or c in "._-" for c in exp.name):
         raise ValueError(f"name is {exp.name!r}; allowed: letters, digits, '.', '_' and '-'")
     if exp.devices > jax.device_count():
@@ -233,12 +238,19 @@ def _checked(exp: Experiment, loop: loops.Loop, cfg: Any) -> int:
 
 
 def _described(exp: Experiment, loop: loops.Loop, cfg: Any) -> dict[str, Any]:
-    """What `config.json` records: the experiment with the config that really ran, and the loop's size."""
+    """What `config.json` records: the experiment as it was given, the config that ran, and the loop's size.
+
+    Of a config that the experiment made from a field of its own, only what it changed is told: a resume begins from the
+    field as it was given, and changes it again.
+    """
+    described = record.describe(exp, config=cfg)
     alike = [field.name for field in dataclasses.fields(exp) if type(getattr(exp, field.name)) is type(cfg)]
-    if len(alike) == 1:  # the experiment's own config, which it may have completed
-        described = record.describe(dataclasses.replace(exp, **{alike[0]: cfg}))
-    else:
-        described = record.describe(exp, config=cfg)
+    if len(alike) == 1:
+        for kind in ("static", "floats", "options"):
+            fields = described[kind]
+            given = {path: fields.get(path.replace("config", alike[0], 1), ...) for path in fields}
+            same = {path for path, x in fields.items() if path.startswith("config.") and given[path] == x}
+            described[kind] = {path: x for path, x in fields.items() if path not in same}
     described["static"] |= {"loop.steps_per_chunk": loop.steps_per_chunk, "loop.lanes": loop.env.lanes}
     return described
 
@@ -264,13 +276,15 @@ def _recorded(folder: Path, exp: Any) -> dict[str, Any]:
 
 def _default(experiment: type, args: list[str]) -> Any:
     """The experiment with its own defaults, or with those of the run that the flags resume or replay."""
-    default = experiment()
+    default, flags = experiment(), {arg.partition("=")[0].replace("_", "-") for arg in args}
     for i, arg in enumerate(args):
         flag, _, value = arg.partition("=")
         value = value or (args[i + 1] if i + 1 < len(args) else "")
         if flag in ("--resume", "--replay") and value:
             folder = Path(value).parent if flag == "--replay" else Path(value)
             default = record.recover(default, _recorded(folder, default))
+            if "--total-steps" in flags and "--chunks" not in flags:
+                default = dataclasses.replace(default, chunks=None)  # which would go before
     return default
 
 
@@ -322,20 +336,20 @@ def _restored(exp, target, checkpointer, folder, chunks, say) -> tuple[PyTree, i
     if jax.process_index() == 0:
         moved = callbacks.rows_before(folder / "metrics.jsonl", first)
         say(f"resumed at chunk {first} of {chunks}" + (f"; {moved} later rows superseded" if moved else ""))
-        before = folder / "versions.json"
-        if before.is_file() and (differing := record.differences(record.read_json(before), record.versions())):
+        before, now = folder / "versions.json", record.versions(exp.devices)
+        if before.is_file() and (differing := record.differences(record.read_json(before), now)):
             say(f"not bit for bit the same as without a stop, for this is {', '.join(differing)}")
     return (restored.carry, first, restored.meta["seconds"]) if restored else None
 
 
-def _write_down(folder: Path, described: dict, changed: list[dict], first: int, say: Callable[[str], None]) -> None:
+def _write_down(exp, folder: Path, described: dict, changed: list[dict], first: int, say: Callable) -> None:
     """Write `config.json`, with all changes so far, and `versions.json`."""
     for change in changed:
         say(f"changed: {change['field']} from {change['was']} to {change['now']}, from chunk {first} on")
     described["changes"] = [*described["changes"], *({**change, "chunk": first} for change in changed)]
     if jax.process_index() == 0:
         record.write_json(folder / "config.json", described)
-        record.write_json(folder / "versions.json", record.versions())
+        record.write_json(folder / "versions.json", record.versions(exp.devices))
     say(f"run: {folder}")
 
 
@@ -369,6 +383,12 @@ def _headline(carry: PyTree) -> str:
         f"matmul precision {jax.config.jax_default_matmul_precision}\ncompilation cache: {compilation_cache()}"
         + (f"\nreplay: {replay / 2**30:.3g} GB of {loops.device_memory() / 2**30:.3g} GB" if replay else "")
     )
+
+
+def _going_on(exp: Experiment, folder: Path) -> str:
+    """The command that resumes the run as it ran: what a resume does not inherit is repeated."""
+    devices = f" --devices {exp.devices}" if exp.devices > 1 else ""
+    return f"{_command('--resume')} {folder}{devices}{' --distributed' * exp.distributed}"
 
 
 def _command(flag: str) -> str:

@@ -34,7 +34,11 @@ def describe(exp: Any, **more: Any) -> dict[str, Any]:
       more: further dataclasses, by name.
     Returns:
       experiment, version, static, floats, options.
+    Raises:
+      ValueError: if the first has a field of a further one's name.
     """
+    if taken := set(more) & {field.name for field in dataclasses.fields(exp)}:
+        raise ValueError(f"{type(exp).__name__} has a field {taken.pop()!r}, the name of what ran: call it otherwise")
     described: dict[str, Any] = {"experiment": identity(exp), "version": jaxrl_gen.__version__}
     described |= {"static": {}, "floats": {}, "options": {}}
     for root, prefix in [(exp, ""), *((value, f"{name}.") for name, value in more.items())]:
@@ -109,8 +113,12 @@ def changes(recorded: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any
     return changed
 
 
-def versions() -> dict[str, Any]:
-    """What a result depends on beside the configuration: packages, Python, devices, XLA's flags, matmul precision."""
+def versions(devices: int = 1) -> dict[str, Any]:
+    """What a result depends on beside the configuration: packages, Python, devices, XLA's flags, matmul precision.
+
+    Args:
+      devices: that share the work; with several processes it is all there are.
+    """
     installed = {}
     for name in PACKAGES:
         try:
@@ -120,11 +128,12 @@ def versions() -> dict[str, Any]:
     return {
         "jaxrl_gen": jaxrl_gen.__version__,
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "packages": installed,
         "backend": jax.default_backend(),
         "chip": chip(),
         "devices": jax.device_count(),
+        "devices_used": jax.device_count() if jax.process_count() > 1 else devices,
         "processes": jax.process_count(),
         "cores": os.cpu_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
@@ -133,11 +142,15 @@ def versions() -> dict[str, Any]:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two `versions`, in words; if anything, a resume need not be bit for bit the same."""
+    """What differs between two `versions`, in words; if anything, a resume need not be bit for bit the same.
+
+    What one of them does not tell is not compared: earlier versions told less.
+    """
     both = [{**tree, **tree.get("packages", {})} for tree in (before, now)]
-    names = [name for name in both[1] if name not in ("packages", "platform", "devices", "processes", "cores")]
     was, is_now = both
-    return [f"{name} {is_now[name]} (was {was.get(name)})" for name in names if was.get(name) != is_now[name]]
+    aside = ("packages", "platform", "devices", "processes", "cores")
+    names = [name for name in is_now if name in was and name not in aside]
+    return [f"{name} {is_now[name]} (was {was[name]})" for name in names if was[name] != is_now[name]]
 
 
 def chip() -> str:

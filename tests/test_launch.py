@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,6 +184,7 @@ def test_policies_of_one_state_are_evaluated_in_the_same_episodes(tmp_path):
 REFUSED = {
     "seeds is 0; allowed: 1 and more": ["--seeds", 0],
     "seed is -1; allowed: 0 and more": ["--seed", -1],
+    "seed + seeds is 3000000001; allowed: up to 2147483647": ["--seed", 3_000_000_000],
     "experiment.total_steps is nan; allowed: numbers in [1, 1e+15]": ["--total-steps", "nan"],
     "chunks is 0; allowed: 1 and more": ["--chunks", 0],
     "experiment.method.lr is -1.0; allowed: numbers in [0, inf]": ["--method.lr", -1],
@@ -253,6 +255,37 @@ def test_a_replay_is_told_with_its_size_and_refused_where_it_and_a_copy_do_not_f
     launch.launch(exp, env=env, loop=loop, cfg=exp.method)
 
 
+def test_the_largest_seed_runs(tmp_path):
+    folder = toy_run.main(toy_run.Toy(runs=tmp_path, chunks=1, seed=2**31 - 3, seeds=2, eval_episodes=4))
+    members = json.loads((folder / "result.json").read_text())["members"]
+    assert [member["seed"] for member in members] == [2**31 - 3, 2**31 - 2]
+
+
+def test_the_seconds_of_training_are_those_of_the_chunks(tmp_path):
+    nap, chunks = 0.4, 3
+    folder = toy_run.main(toy_run.Toy(runs=tmp_path, chunks=chunks, nap=nap, checkpoint_chunks=1))
+    told = json.loads((folder / "result.json").read_text())
+    times = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < times[-1]["time/seconds"] == told["seconds"]["training"] < nap * (chunks - 1)
+    assert told["steps_per_second"] == pytest.approx(96 * chunks / told["seconds"]["training"])
+    took = np.diff([0.0, *(row["time/seconds"] for row in times)])
+    assert np.allclose([row["time/steps_per_second"] for row in times], 96 / took)
+
+
+def test_the_command_that_continues_repeats_what_a_resume_does_not_inherit():
+    said = [launch._going_on(toy_run.Toy(devices=n, distributed=n > 2), Path("runs/x")) for n in (1, 2, 3)]
+    assert [line.partition(" --resume ")[2] for line in said] == [
+        "runs/x", "runs/x --devices 2", "runs/x --devices 3 --distributed",
+    ]  # fmt: skip
+
+
+def test_an_experiment_with_a_field_of_the_name_that_records_use_is_refused(tmp_path):
+    fields = [("config", toy_run.Config, toy_run.Config())]
+    kind = dataclasses.make_dataclass("Own", fields, bases=(toy_run.Toy,), frozen=True)
+    with pytest.raises(ValueError, match="Own has a field 'config', the name of what ran: call it otherwise"):
+        toy_run.main(kind(runs=tmp_path))
+
+
 def test_total_steps_are_rounded_up_to_chunks_and_a_reached_return_stops(tmp_path):
     folder = toy_run.main(toy_run.Toy(runs=tmp_path, chunks=None, total_steps=100.0))
     assert [row["steps"] for row in rows(folder)] == [96, 192]
@@ -280,14 +313,18 @@ SHARED_OUT = {
 
 
 @pytest.mark.parametrize("case", SHARED_OUT)
-def test_a_run_on_many_devices_is_that_on_one(case, tmp_path):
+def test_a_run_on_many_devices_is_that_on_one(case, tmp_path, capsys):
     """Begun on many devices and ended on one, against a run on one alone."""
     exp, flags = SHARED_OUT[case]
     common = ["--runs", tmp_path, "--no-stamp", "--lanes", 8]
     here(*common, *flags[2:], "--name", "one", "--chunks", 3)
     out, _ = run(*common, *flags, "--name", "many", "--chunks", 2, XLA_FLAGS="--xla_force_host_platform_device_count=4")
     assert "4 x " in out and "1 trace" in out and len(rows(tmp_path / "many")) == 2
+    assert json.loads((tmp_path / "many" / "versions.json").read_text())["devices_used"] == exp.devices
+    capsys.readouterr()
     here("--resume", tmp_path / "many", "--chunks", 3)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("not bit for bit")]
+    assert f"devices_used 1 (was {exp.devices})" in line
     for mine, other in zip(rows(tmp_path / "one"), rows(tmp_path / "many"), strict=True):
         assert mine.keys() == other.keys()
         assert all(np.allclose(mine[name], other[name], rtol=2e-3, atol=2e-4) for name in mine), (mine, other)

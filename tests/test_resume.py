@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+from jaxrl_gen import launch, loops, record, sweep
+from jaxrl_gen.envs import probe, wrap
 from tests import toy_run
 from tests.toy_process import CACHE, here, last_carry, rows, run, saved_steps, start, wait_for_rows
 
@@ -162,6 +164,60 @@ def test_what_a_resume_may_change_and_what_it_may_not(tmp_path):
     ]
     assert recorded["floats"]["method.lr"] == 0.3 and recorded["options"]["keep"] == 1
     assert len(rows(folder)) == 3
+
+
+MADE = {
+    "swept": (lambda cfg: sweep.grid(cfg, lr=[0.05, 0.2]), {"config.lr": pytest.approx([0.05, 0.2])}),
+    "multiplied": (lambda cfg: dataclasses.replace(cfg, lr=cfg.lr * 2, width=cfg.width + 1), {"config.lr": 0.25}),
+    "as given": (lambda cfg: cfg, {}),
+}
+
+
+@pytest.mark.parametrize("case", MADE)
+def test_what_an_experiment_makes_of_its_config_it_makes_once(case, tmp_path, capsys):
+    made, floats = MADE[case]
+
+    def main(exp):
+        """The toy, with a config that it completes."""
+        env = probe.continuous_action()
+        loop = loops.on_policy(toy_run.make, wrap.fresh(env, exp.lanes), steps=4, iterations=3)
+        return launch.launch(exp, env=env, loop=loop, cfg=made(exp.method))
+
+    def run_it(*arguments):
+        return launch.cli(main, toy_run.Toy, [str(argument) for argument in arguments])
+
+    flags = ["--runs", tmp_path, "--no-stamp", "--method.lr", 0.125]
+    whole = run_it(*flags, "--name", "whole", "--chunks", 3)
+    part = run_it(*flags, "--name", "part", "--chunks", 1)
+    for chunks in (2, 3):
+        assert run_it("--resume", part, "--chunks", chunks) == part
+    assert rows(whole) == rows(part) and "changed: " not in capsys.readouterr().out
+    told = json.loads((part / "config.json").read_text())
+    assert told["floats"]["method.lr"] == 0.125 and told["static"]["method.width"] == 4 and told["changes"] == []
+    assert {name: x for name, x in told["floats"].items() if name.startswith("config.")} == floats
+    widths = {name: x for name, x in told["static"].items() if name.startswith("config.")}
+    assert widths == ({"config.width": 5} if case == "multiplied" else {})
+    run_it("--resume", part, "--chunks", 4, "--method.lr", 0.25)
+    told = json.loads((part / "config.json").read_text())["changes"]
+    assert [change["field"] for change in told] == ["config.lr"] * (case == "multiplied") + ["method.lr"]
+    assert told[-1] == {"field": "method.lr", "was": 0.125, "now": 0.25, "chunk": 3}
+
+
+def test_asked_for_more_steps_a_run_that_began_with_chunks_goes_on(tmp_path):
+    folder = here("--runs", tmp_path, "--no-stamp", "--chunks", 1)
+    here("--resume", folder, "--total-steps", 3 * 96)
+    assert len(rows(folder)) == 3
+    told = json.loads((folder / "config.json").read_text())["options"]
+    assert told["chunks"] is None and told["total_steps"] == 3 * 96
+    here("--resume", folder, "--chunks=4", "--total_steps=96")
+    assert len(rows(folder)) == 4
+
+
+def test_what_a_record_does_not_tell_is_not_compared():
+    now = record.versions(devices=2)
+    before = {name: x for name, x in now.items() if name != "devices_used"}
+    assert now["devices_used"] == 2 and record.differences(before, now) == []
+    assert record.differences(record.versions(), now) == ["devices_used 2 (was 1)"]
 
 
 def test_flags_that_are_not_repeated_are_those_of_the_run(tmp_path, capsys):

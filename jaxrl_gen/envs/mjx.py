@@ -138,20 +138,21 @@ def index(model: Any, kind: str, name: str) -> int:
 
     Args:
       model: mujoco.MjModel or mjx.Model.
-      kind: "body", "joint", "geom", "site", "camera", "actuator", "sensor" or another of MuJoCo's kinds of object.
+      kind: "body", "joint", "geom", "site", "camera", "actuator", "sensor" or another of MuJoCo's kinds of object
+        that the model keeps the names of; MJX keeps fewer.
       name: as in the MJCF.
     Raises:
       ValueError: with the nearest names.
     """
-    mujoco = _mujoco()
-    kinds = {x.name.removeprefix("mjOBJ_").lower(): x for x in mujoco.mjtObj.__members__.values()}
-    adapt.known(kind, kinds, "MuJoCo's kinds of object")
-    number = mujoco.mjx.name2id(model, kinds[kind], name)
-    if number < 0:
-        count = getattr(model, {"joint": "njnt", "camera": "ncam", "actuator": "nu"}.get(kind, f"n{kind}"))
-        names = (mujoco.mjx.id2name(model, kinds[kind], i) for i in range(count))
-        adapt.known(name, filter(None, names), f"the {kind} names")
-    return number
+    short = {"joint": "jnt", "camera": "cam", "texture": "tex", "material": "mat", "equality": "eq", "xbody": "body"}
+    kinds = [x.removeprefix("mjOBJ_").lower() for x in _mujoco().mjtObj.__members__]
+    starts = {x: getattr(model, f"name_{short.get(x, x)}adr", None) for x in kinds}
+    kept = [x for x in kinds if starts[x] is not None]
+    adapt.known(kind, kept, "the kinds of object whose names this model keeps")
+    text = model.names  # each ends with a zero
+    names = [text[start : text.index(b"\0", start)].decode() for start in starts[kind]]
+    adapt.known(name, filter(None, names), f"the {kind} names")
+    return names.index(name)
 
 
 def sensor(model: Any, data: Any, name: str) -> jax.Array:

@@ -140,8 +140,47 @@ def test_names_and_sensors():
         mjx.index(model, "body", "lowr")
     with pytest.raises(ValueError, match="'elbo' is not in the joint names; nearest: elbow"):
         mjx.index(put_model(model), "joint", "elbo")
-    with pytest.raises(ValueError, match="'bodi' is not in MuJoCo's kinds of object; nearest: body"):
+    with pytest.raises(ValueError, match="'bodi' is not in the kinds of object whose .*; nearest: body"):
         mjx.index(model, "bodi", "lower")
+
+
+FURNITURE = """
+  <asset><texture name="sky" type="skybox" builtin="flat" width="4" height="4"/>
+    <texture name="wood" type="2d" builtin="flat" width="4" height="4"/>
+    <material name="oak"/><material name="steel"/></asset>
+  <equality><joint name="gear" joint1="shoulder" joint2="elbow"/></equality>
+  <worldbody><light name="sun"/>
+"""
+NAMED = [
+    ("texture", "wood"), ("material", "steel"), ("equality", "gear"), ("xbody", "lower"), ("light", "sun"),
+    ("body", "target"), ("joint", "elbow"), ("camera", "front"), ("actuator", "b"), ("site", "hand"),
+    ("sensor", "hand"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "name"), NAMED)
+def test_names_of_every_kind_are_those_of_mujoco(kind, name):
+    model = mjx.load(ARM.replace("<worldbody>", FURNITURE))
+    expected = mujoco.mj_name2id(model, getattr(mujoco.mjtObj, f"mjOBJ_{kind.upper()}"), name)
+    assert mjx.index(model, kind, name) == expected >= 0
+    for wrong in (name + "x", ""):
+        with pytest.raises(ValueError, match=f"'{wrong}' is not in the {kind} names; nearest: "):
+            mjx.index(model, kind, wrong)
+    own = put_model(model)  # keeps fewer
+    if kind in ("texture", "material", "light"):
+        with pytest.raises(ValueError, match=f"'{kind}' is not in the kinds of object whose names this model keeps"):
+            mjx.index(own, kind, name)
+    else:
+        assert mjx.index(own, kind, name) == expected
+        with pytest.raises(ValueError, match=f"'{name}x' is not in the {kind} names; nearest: {name}"):
+            mjx.index(own, kind, name + "x")
+
+
+@pytest.mark.parametrize("kind", ["dof", "unknown"])
+def test_a_kind_without_names_is_refused(kind):
+    for model in (mjx.load(ARM), put_model(mjx.load(ARM))):
+        with pytest.raises(ValueError, match=f"'{kind}' is not in the kinds of object whose names this model keeps"):
+            mjx.index(model, kind, "shoulder")
 
 
 def test_models_are_read_from_files_too(tmp_path):
