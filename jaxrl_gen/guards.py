@@ -200,7 +200,7 @@ def _floats(tree: PyTree) -> list[jax.Array]:
 
 
 def _only_skipped(bad: dict[str, Any], skipped: Any, carry: PyTree) -> bool:
-    """Whether skipped updates explain all that is not finite: of members that also learned, and whose State is whole."""
+    """Whether skipped updates explain what is not finite: of members that also learned, and whose State is whole."""
     if skipped is None or WATCHED in bad or not np.all(np.asarray(skipped) < 1.0):
         return False
     explained = np.asarray(skipped) > 0.0

@@ -61,7 +61,7 @@ def scored(env: Env, low: float, high: float) -> Env:
       low: the return that scores 0, such as a random policy's.
       high: the return that scores 100, such as an expert's.
     Returns:
-      Env; `low` is taken from the reward of an episode's first step, so that one that is cut short is on the same scale.
+      Env; `low` is taken from the reward of an episode's first step: one that is cut short is on the same scale.
     Raises:
       ValueError: if the two are the same.
     Reference: Fu et al. 2020, arXiv 2004.07219 (D4RL), section 5
