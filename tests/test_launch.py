@@ -272,7 +272,8 @@ def test_the_seconds_of_training_are_those_of_the_chunks(tmp_path):
     assert np.allclose([row["time/steps_per_second"] for row in times], 96 / took)
 
 
-def test_the_command_that_continues_repeats_what_a_resume_does_not_inherit():
+def test_the_command_that_continues_repeats_what_a_resume_does_not_inherit(monkeypatch):
+    monkeypatch.setattr(launch, "_command", lambda flag: f"python -m toy {flag}")  # a worker of tests has none
     said = [launch._going_on(toy_run.Toy(devices=n, distributed=n > 2), Path("runs/x")) for n in (1, 2, 3)]
     assert [line.partition(" --resume ")[2] for line in said] == [
         "runs/x", "runs/x --devices 2", "runs/x --devices 3 --distributed",
