@@ -15,8 +15,8 @@ are made first. Compare with cloning without a denoiser, `--method bc`; other ta
 What came out: a drawer is opened and a button is pressed by all, but for one seed of five with DDIM's ten steps. To
 pick and place, single steps that are cloned and chunks of the flow succeed almost always, two steps of the flow as
 often as ten. Policies act as they are exported, each plan from the same noise. With that one noise diffusion fails at
-half of the picking, and with DDIM's ten steps at most of it; with fresh noise (`--eval-sample`) it does so far more
-rarely: a denoiser that was not taught for long is better sampled.
+half of the picking, and with DDIM's ten steps at most of it; with fresh noise (`--eval-sample`) it did so far more
+rarely.
 """
 
 import dataclasses
